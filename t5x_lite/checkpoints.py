@@ -1,0 +1,392 @@
+"""Saves and restores a run: MODEL_DIR/checkpoints/N, one whole folder a step. Orbax is behind this file only.
+
+A step holds `params` and `training` (every other field of the train state) as two Orbax trees, so that
+weights are read without the optimizer, and, in its metadata, the data iterator's state and the metrics.
+"""
+
+import dataclasses
+import datetime
+import math
+import os
+import re
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from t5x_lite.errors import UserError, nearest
+from t5x_lite.run_folder import nearest_folder, read_manifest
+
+PyTree = Any
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own suffix: it takes no such folder for a step
+_STEP_NAMES = ocp.path.step.standard_name_format()
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    After each save the last `keep_last` steps stay, and the best one by `best_metric` (the later of equals).
+    Opening a folder changes nothing in it; the first save clears away what a killed process left unfinished.
+    Every process of a run makes the same calls in the same order. Call `close` before the process ends: Orbax
+    writes in the background, and an interpreter that exits meanwhile loses the step being written.
+    """
+
+    def __init__(
+        self,
+        run_dir: epath.PathLike,
+        *,
+        keep_last: int = 3,
+        best_metric: str | None = None,
+        best_mode: str = "max",
+    ):
+        if keep_last < 1:
+            raise UserError(
+                f"KEEP_CHECKPOINTS is {keep_last}; it must be at least 1, or nothing could be resumed"
+            )
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode is {best_mode!r}; it is 'max' or 'min'")
+        self._folder = epath.Path(run_dir).absolute() / "checkpoints"
+        self._keep_last = keep_last
+        self._best_metric = best_metric
+        self._sign = 1 if best_mode == "max" else -1
+        self._records: dict[int, dict] = {}
+        self._saving: ocp.AsyncResponse | None = None
+        self._clean = False
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        data_state: Mapping[str, int],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts saving a train state, a dataclass with a `params` field, and returns.
+
+        The state may be donated right after: its arrays have been copied. A step that is there already is
+        left as it is. Raises UserError where metrics come without the one that ranks steps, and raises the
+        error of the previous save if that failed.
+        """
+        if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
+            close = nearest(self._best_metric, metrics)
+            measured = ", ".join(sorted(metrics))
+            raise UserError(
+                f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}"
+            )
+        self.wait()
+        if step in self.steps():
+            return
+        self._clear_leftovers()
+        record = {
+            "data_state": dict(data_state),
+            "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+        }
+        self._saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
+        self._records[step] = record
+
+    def wait(self) -> None:
+        """Returns when the last save is whole on disk and the steps that it supersedes are gone."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        saving.result()
+        self._prune()
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self.wait()
+
+    def steps(self) -> list[int]:
+        """The whole steps on disk, ascending; a save under way is not among them."""
+        return _steps(self._folder)
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step whose `best_metric` is best; None without a metric to rank by, or where no step has it."""
+        scores = {step: self._score(step) for step in self.steps()}
+        ranked = [step for step, score in scores.items() if score > -math.inf]
+        return max(ranked, key=lambda step: (scores[step], step), default=None)
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, int]]:
+        """Reads a step (default: the latest) as (train state, data iterator's state).
+
+        Leaves of `abstract_state` have shape, dtype and the sharding wanted now, whatever mesh and number of
+        devices wrote them. Raises UserError where there is no such step or it is of another model.
+        """
+        step = self._existing(step)
+        loaded = _load(self._path(step), _parts(abstract_state))
+        state = dataclasses.replace(abstract_state, params=loaded["params"], **loaded["training"])
+        return state, self._record(step)["data_state"]
+
+    def restore_params(self, abstract_params: PyTree, step: int | None = None) -> PyTree:
+        """Reads a step's weights alone: no byte of the optimizer is read. Else as `restore`."""
+        return _load(self._path(self._existing(step)), {"params": abstract_params})["params"]
+
+    def metadata(self, step: int | None = None) -> dict[str, PyTree]:
+        """{"params", "training"}: what a step holds, as trees of jax.ShapeDtypeStruct; reads no array."""
+        saved = ocp.checkpointables_metadata(self._path(self._existing(step))).metadata
+        return {part: jax.tree.map(_shape, saved[part]) for part in ("params", "training")}
+
+    def _path(self, step: int) -> epath.Path:
+        return self._folder / _STEP_NAMES.build_name(step)
+
+    def _existing(self, step: int | None) -> int:
+        return _find_step(self._folder, step)
+
+    def _record(self, step: int) -> dict:
+        if step not in self._records:
+            self._records[step] = ocp.checkpointables_metadata(self._path(step)).custom_metadata
+        return self._records[step]
+
+    def _score(self, step: int) -> float:
+        value = self._record(step)["metrics"].get(self._best_metric, math.nan)
+        return -math.inf if math.isnan(value) else self._sign * value
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        keep = {*steps[-self._keep_last :], self.best_step()}
+        for step in steps:
+            if step not in keep and jax.process_index() == 0:
+                # Renamed before it is emptied: a kill in between leaves no half step under a step's name.
+                path = self._path(step)
+                path.rename(path.with_name(f"{path.name}{_UNFINISHED}-old")).rmtree()
+
+    def _clear_leftovers(self) -> None:
+        """Done by who writes and not by who opens, since an open folder may be another process's to write."""
+        if self._clean or jax.process_index() != 0:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if _UNFINISHED in path.name:
+                path.rmtree()
+        self._clean = True
+
+
+def restore_partial(
+    initial_params: PyTree,
+    path: epath.PathLike,
+    assignment_map: Sequence[tuple[str, str | None]] = (),
+) -> PyTree:
+    """Starts a model from another run's weights, renamed by rules as T5X's `assignment_map` has them.
+
+    `path` is a run folder (its latest step) or one step, RUN/checkpoints/N. A parameter's name, such as
+    'encoder/layers_0/mlp/wo/kernel', goes to the first rule (regex, replacement) whose regex matches all of
+    it: it is read from the expanded replacement, or, where that is None, its leaf of `initial_params` is
+    returned as it came. A name that no rule matches is read from the same name; what else the checkpoint has
+    stays there. Leaves of `initial_params` are arrays or jax.ShapeDtypeStruct; shardings are theirs.
+
+    Raises UserError for a rule that matches nothing, a source that is not there, and a shape that differs.
+    """
+    source = _checkpoint_at(path)
+    saved = _named(ocp.checkpointables_metadata(source).metadata["params"])
+    wanted = _named(initial_params)
+    origin = _assign(wanted, assignment_map)
+    needed = {name: old for name, old in origin.items() if old is not None}
+    for name, old in needed.items():
+        if old not in saved:
+            renamed = "" if old == name else f" (for {name!r})"
+            raise UserError(
+                f"{source}: no parameter {old!r}{renamed} in this checkpoint{nearest(old, saved)}; "
+                "to start it fresh, map it to None in assignment_map"
+            )
+        _check_shape(source, name, saved[old], wanted[name])
+    abstract: dict = {}
+    for name, old in needed.items():
+        *parents, last = old.split("/")
+        node = abstract
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = _placed(wanted[name])
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded = _named(ocp.load_checkpointables(source, {"params": abstract})["params"]) if needed else {}
+    leaves = [
+        leaf if origin[name] is None else jax.device_put(loaded[origin[name]], _placed(leaf).sharding)
+        for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(initial_params), leaves)
+
+
+def _assign(names: Mapping[str, Any], rules: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
+    """For each new name the name to read, or None to keep what the model starts with."""
+    try:
+        patterns = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+        used, origin = set(), {}
+        for name in names:
+            origin[name] = name
+            for pattern, replacement in patterns:
+                if match := pattern.fullmatch(name):
+                    used.add(pattern)
+                    origin[name] = None if replacement is None else match.expand(replacement)
+                    break
+    except (re.error, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"assignment_map: {error}; it is a list of (regex, replacement or None), like "
+            "[('decoder/(.*)', r'encoder/\\1'), ('.*logits_dense.*', None)]"
+        ) from None
+    for pattern, _ in patterns:
+        if pattern not in used:
+            raise UserError(
+                f"assignment_map: {pattern.pattern!r} takes no parameter{nearest(pattern.pattern, names)}; "
+                "a regex must match a whole name of this model that no earlier rule took"
+            )
+    return origin
+
+
+def describe(run_dir: epath.PathLike, step: int | None = None) -> str:
+    """The text of `inspect checkpoint`: what is in a step (default: the latest) and where it came from."""
+    manifest = read_manifest(run_dir)
+    checkpoints = Checkpoints(run_dir, best_metric=manifest.get("best_metric"))
+    step = checkpoints._existing(step)
+    info = ocp.checkpointables_metadata(checkpoints._path(step))
+    saved_at = datetime.datetime.fromtimestamp(info.commit_timestamp_nsecs / 1e9, datetime.UTC)
+    best = checkpoints.best_step()
+    steps = [f"{s} (best {manifest['best_metric']})" if s == best else str(s) for s in checkpoints.steps()]
+    lines = [
+        f"run          {checkpoints._folder.parent}",
+        f"task         {manifest.get('mixture_or_task')}; lengths {_pairs(manifest.get('lengths', {}))}",
+        f"vocabulary   {_pairs(manifest.get('vocabulary', {}))}",
+        f"model        {_pairs(manifest.get('model', {}))}",
+        f"written by   {_pairs(manifest.get('versions', {}))}; git {manifest.get('git')}",
+        f"steps        {', '.join(steps)}",
+        f"step {step:<7} saved {saved_at:%Y-%m-%d %H:%M:%S} UTC",
+        f"metrics      {_pairs(info.custom_metadata['metrics']) or 'none'}",
+        f"data         {_pairs(info.custom_metadata['data_state'])}",
+        "",
+    ]
+    params = _named(info.metadata["params"])
+    width = max(map(len, params))
+    for name, leaf in params.items():
+        shape = " ".join(map(str, leaf.shape)) or "scalar"
+        lines.append(f"{name:{width}}  {shape:>12}  {leaf.dtype}  {_size([leaf])}")
+    count = sum(math.prod(leaf.shape) for leaf in params.values())
+    lines.append(f"params       {len(params)} arrays, {count:,} parameters, {_size(params.values())}")
+    for part, tree in info.metadata["training"].items():
+        leaves = jax.tree.leaves(tree)
+        lines.append(f"{part:12} {len(leaves)} arrays, {_size(leaves)}")
+    return "\n".join(lines)
+
+
+class PreemptionGuard:
+    """Turns the first SIGTERM into a flag that the training loop reads; the second ends the process at once.
+
+    Signals are read by a thread: Python runs a handler in the main thread only, between two of its
+    instructions, and that thread may sit in a compilation or a save for minutes. Enter it in the main thread.
+    """
+
+    def __init__(self):
+        self._requested = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        return self._requested.is_set()
+
+    def __enter__(self) -> "PreemptionGuard":
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer)
+        # Without a handler in Python the signal would end the process before its number reached the pipe.
+        self._handler_before = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._handler_before)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._writer)
+        self._thread.join()
+        os.close(self._reader)
+
+    def _watch(self) -> None:
+        while received := os.read(self._reader, 64):
+            for _ in range(received.count(signal.SIGTERM)):
+                if self.requested:
+                    os._exit(128 + signal.SIGTERM)
+                self._requested.set()
+
+
+def _parts(state: PyTree) -> dict[str, PyTree]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {"params": fields.pop("params"), "training": fields}
+
+
+def _load(path: epath.Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Reads the parts asked for, having compared every name and shape with what the step holds."""
+    metadata = ocp.checkpointables_metadata(path).metadata
+    for part, tree in abstract.items():
+        saved, wanted = _named(metadata[part]), _named(tree)
+        what = "parameter" if part == "params" else "training state"
+        for name in [*wanted, *saved]:
+            if name not in saved or name not in wanted:
+                side, other = ("this run", saved) if name in wanted else ("the checkpoint", wanted)
+                raise UserError(
+                    f"{path}: only {side} has {what} {name!r}{nearest(name, other)}; go back to the model "
+                    "and optimizer it was saved with, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
+                )
+            _check_shape(path, name, saved[name], wanted[name])
+    return ocp.load_checkpointables(path, jax.tree.map(_placed, abstract))
+
+
+def _check_shape(path: epath.Path, name: str, saved: Any, wanted: Any) -> None:
+    if tuple(saved.shape) != tuple(wanted.shape):
+        there, here = tuple(saved.shape), tuple(wanted.shape)
+        raise UserError(f"{path}: {name!r} has shape {there} in the checkpoint and {here} in this run")
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    return sorted(found.step for found in _STEP_NAMES.find_all(folder)) if folder.exists() else []
+
+
+def _find_step(folder: epath.Path, step: int | None) -> int:
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {str(folder)!r}{nearest_folder(folder.parent)}")
+    if step is not None and step not in steps:
+        raise UserError(f"no step {step} in {str(folder)!r}; there are {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
+def _checkpoint_at(path: epath.PathLike) -> epath.Path:
+    """The step that a path means: itself, or the latest of the run folder that it is."""
+    given = epath.Path(path).absolute()
+    if (given / "params").exists():
+        return given
+    folder = given if given.name == "checkpoints" else given / "checkpoints"
+    if given.parent.name == "checkpoints" and given.name.isdigit():
+        folder, step = given.parent, int(given.name)
+        return folder / _STEP_NAMES.build_name(_find_step(folder, step))
+    return folder / _STEP_NAMES.build_name(_find_step(folder, None))
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """A leaf for Orbax to read: to one device where no sharding is asked for, whatever mesh it came from."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, 'encoder/layers_0/mlp/wo/kernel', in tree order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size(leaves: Any) -> str:
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    power = min(3, (len(str(size)) - 1) // 3)
+    return f"{size / 1000**power:.3g} {('B', 'KB', 'MB', 'GB')[power]}"

@@ -1,0 +1,292 @@
+"""SeqIO's registries, fed with instruction templates: the one module of the framework that needs TensorFlow."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from t5x_lite.data.sources import Row, Source, Tfds
+from t5x_lite.data.templates import InstructionTemplate
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import UserError, nearest
+
+# TensorFlow only reads data here; left alone it would take a GPU's memory from JAX.
+tf.config.set_visible_devices([], "GPU")
+
+MAX_FEW_SHOT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+    """A source, its wordings, and how they are rendered: what `register_task` puts behind a SeqIO task."""
+
+    name: str
+    source: Source
+    templates: tuple[InstructionTemplate, ...]
+    few_shot: int
+    renderings_per_row: int | None
+    answers_field: str | None
+
+    def render(self, split: str) -> Iterator[dict[str, Any]]:
+        """Rendered examples: rows x seen wordings of 'train', rows x all wordings of any other split."""
+        exemplars = list(self.source.rows("train")) if self.few_shot else []
+        for number, row in enumerate(self.source.rows(split)):
+            for template in self.templates_of(split, number):
+                shown = self._exemplars(exemplars, row, number, template)
+                inputs, targets = template.render_few_shot(row, shown)
+                yield {
+                    "inputs": inputs,
+                    "targets": targets,
+                    "template": template.name,
+                    "template_split": template.split,
+                    "answers": [str(answer) for answer in row[self.answers_field]] if self.answers_field else [targets],
+                }
+
+    def templates_of(self, split: str, row: int) -> Sequence[InstructionTemplate]:
+        """The wordings of one row; of several for training, `renderings_per_row` chosen by hash."""
+        if split != "train":
+            return self.templates
+        seen = [template for template in self.templates if template.split == "seen"]
+        if self.renderings_per_row is None:
+            return seen
+        return sorted(seen, key=lambda template: _hash(self.name, row, template.name))[: self.renderings_per_row]
+
+    def size(self, split: str) -> int:
+        """The number of rendered examples."""
+        return self.source.num_rows(split) * len(self.templates_of(split, 0))
+
+    def _exemplars(
+        self, rows: Sequence[Row], own: Row, number: int, template: InstructionTemplate
+    ) -> list[Row]:
+        """`few_shot` rows of the train split that are not this row, chosen by hash."""
+        chosen: list[Row] = []
+        attempt = 0
+        while len(chosen) < self.few_shot:
+            row = rows[_hash(self.name, number, template.name, attempt) % len(rows)]
+            attempt += 1
+            if row != own and row not in chosen:
+                chosen.append(row)
+            elif attempt > 100 * MAX_FEW_SHOT:
+                raise UserError(f"task {self.name!r}: the train split has no {self.few_shot} other rows to show")
+        return chosen
+
+
+def register_task(
+    name: str,
+    source: Source,
+    templates: Sequence[InstructionTemplate],
+    *,
+    metrics: Sequence[Callable],
+    few_shot: int = 0,
+    renderings_per_row: int | None = None,
+    answers_field: str | None = None,
+) -> seqio.Task:
+    """Registers a source x its templates as the SeqIO task `name`.
+
+    'train' has each row in its seen wordings (`renderings_per_row` of them, default all), every other split each row
+    in all wordings. `few_shot` examples of the train split stand before each, never the row itself. Metrics compare
+    with the row's `answers_field`, a list of acceptable answers, or with the rendered target. Features are declared
+    with bytes as vocabulary; a run puts its own in (`with_vocabulary`).
+
+    Raises UserError for a name that is taken, templates that repeat a name or lack a seen one, a field that rows in
+    memory lack, and `few_shot` outside 0..5.
+    """
+    _check_templates(name, source, templates)
+    if not 0 <= few_shot <= MAX_FEW_SHOT:
+        raise UserError(f"task {name!r}: few_shot is {few_shot}; it must be 0 to {MAX_FEW_SHOT}")
+    if name in seqio.TaskRegistry.names():
+        raise UserError(f"task {name!r} is registered already, by {_module_of(name)}; choose another name")
+    instructions = Instructions(name, source, tuple(templates), few_shot, renderings_per_row, answers_field)
+    task = seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(functools.partial(_dataset, instructions), splits=source.splits),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+        output_features={key: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for key in ("inputs", "targets")},
+        metric_fns=list(metrics),
+    )
+    _INSTRUCTIONS[name] = instructions
+    _MODULES[name] = _caller()
+    return task
+
+
+def register_mixture(
+    name: str,
+    tasks: Sequence[str],
+    *,
+    rates: str = "proportional",
+    cap: int | None = None,
+    temperature: float = 1.0,
+) -> seqio.Mixture:
+    """Registers tasks and mixtures under one name, each drawn from at a rate.
+
+    'equal'; 'proportional' to the number of examples, at most `cap` counting (FLAN's rule); 'temperature': the same
+    to the power of 1/temperature (mT5). Raises UserError for an unknown task or rule.
+    """
+    rules: dict[str, Callable[[seqio.Task], float] | float] = {
+        "equal": 1.0,
+        "proportional": lambda task: min(num_examples(task, "train"), cap or sys.maxsize),
+        "temperature": lambda task: min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature),
+    }
+    if rates not in rules:
+        raise UserError(f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}")
+    for task in tasks:
+        get_mixture_or_task(task)
+    if name in seqio.MixtureRegistry.names():
+        raise UserError(f"mixture {name!r} is registered already, by {_module_of(name)}; choose another name")
+    mixture = seqio.MixtureRegistry.add(name, list(tasks), default_rate=rules[rates])
+    _MODULES[name] = _caller()
+    return mixture
+
+
+def num_examples(task: seqio.Task, split: str) -> int:
+    """Examples of a split: rendered ones of our tasks, input examples of other people's."""
+    if task.name in _INSTRUCTIONS:
+        return _INSTRUCTIONS[task.name].size(split)
+    return task.num_input_examples(split) or sum(1 for _ in task.get_dataset(None, split, shuffle=False))
+
+
+def get_mixture_or_task(name: str) -> seqio.Mixture | seqio.Task:
+    """The registered task or mixture; UserError with the nearest names and where they are from."""
+    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name in names:
+        return seqio.get_mixture_or_task(name)
+    close = nearest(name, names)
+    where = sorted({_module_of(found) for found in names if repr(found) in close})
+    raise UserError(
+        f"tasks: no task or mixture {name!r}{close}{f' ({chr(44).join(where)})' if where else ''}; {len(names)} are "
+        "registered, `python -m t5x_lite.inspect tasks` lists them; set MIXTURE_OR_TASK_MODULE to the module of yours"
+    )
+
+
+def tasks_and_rates(mixture: seqio.Mixture | seqio.Task) -> tuple[tuple[seqio.Task, ...], tuple[float, ...]]:
+    """The tasks of a mixture by name, and their rates, which sum to 1."""
+    if isinstance(mixture, seqio.Task):
+        return (mixture,), (1.0,)
+    rates = [mixture.get_rate(task) for task in mixture.tasks]
+    return tuple(mixture.tasks), tuple(rate / sum(rates) for rate in rates)
+
+
+def with_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> seqio.Task:
+    """The task with a run's vocabulary in place of the declared one; the registered task stays as it is."""
+    declared = vocabulary.to_seqio()
+    features = {
+        key: dataclasses.replace(feature, vocabulary=declared) for key, feature in task.output_features.items()
+    }
+    return task.replace(output_features=features)
+
+
+def import_module(name: str) -> None:
+    """Imports the module that registers a user's tasks, from the working directory too.
+
+    Raises UserError where it is not found. Errors inside of it are the user's to read, and pass through.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name != missing and not name.startswith(missing + "."):
+            raise
+        raise UserError(
+            f"MIXTURE_OR_TASK_MODULE {name!r}: no module {missing!r} in {os.getcwd()} or on PYTHONPATH; "
+            "write it as in an import, like tasks.qa"
+        ) from None
+
+
+def template_texts(name: str) -> list[tuple[str, str, str, str]]:
+    """What the manifest's hash of a task's wordings is taken over; empty for tasks of other people."""
+    if name not in _INSTRUCTIONS:
+        return []
+    return [dataclasses.astuple(template) for template in _INSTRUCTIONS[name].templates]
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """One line of `inspect tasks`."""
+
+    name: str
+    kind: str
+    splits: tuple[str, ...]
+    seen: int
+    unseen: int
+    module: str
+
+
+def registered() -> list[Registered]:
+    """All tasks, then all mixtures, by name."""
+    found = []
+    for name in sorted(seqio.TaskRegistry.names()):
+        templates = _INSTRUCTIONS[name].templates if name in _INSTRUCTIONS else ()
+        seen = sum(template.split == "seen" for template in templates)
+        splits = tuple(seqio.TaskRegistry.get(name).splits)
+        found.append(Registered(name, "task", splits, seen, len(templates) - seen, _module_of(name)))
+    for name in sorted(seqio.MixtureRegistry.names()):
+        tasks = seqio.MixtureRegistry.get(name).tasks
+        found.append(Registered(name, f"mixture of {len(tasks)}", (), 0, 0, _module_of(name)))
+    return found
+
+
+_INSTRUCTIONS: dict[str, Instructions] = {}
+_MODULES: dict[str, str] = {}
+
+
+def _dataset(instructions: Instructions, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    """All rendered examples as one dataset; columns, since a Python generator is ten times slower in tf.data."""
+    del shuffle_files, seed  # the order of rows is fixed; the training pipeline shuffles
+    examples = list(instructions.render(split))
+    columns = {
+        key: tf.constant([example[key] for example in examples], tf.string)
+        for key in ("inputs", "targets", "template", "template_split")
+    }
+    answers = [answer for example in examples for answer in example["answers"]]
+    lengths = [len(example["answers"]) for example in examples]
+    ragged = tf.RaggedTensor.from_row_lengths(tf.constant(answers, tf.string), lengths)
+    return tf.data.Dataset.from_tensor_slices(columns | {"answers": ragged})
+
+
+def _check_templates(name: str, source: Source, templates: Sequence[InstructionTemplate]) -> None:
+    names = [template.name for template in templates]
+    repeated = next((one for one in names if names.count(one) > 1), None)
+    if repeated:
+        raise UserError(f"task {name!r}: two templates are named {repeated!r}; names tell them apart in reports")
+    if not any(template.split == "seen" for template in templates):
+        raise UserError(f"task {name!r}: no template of split 'seen', so nothing could be trained")
+    if "train" not in source.splits:
+        raise UserError(f"task {name!r}: no split 'train'{nearest('train', source.splits)}; there are {source.splits}")
+    if isinstance(source, Tfds):
+        return  # reading a row would download the set
+    first = next(iter(source.rows("train")), None)
+    if first is None:
+        raise UserError(f"task {name!r}: its train split has no rows")
+    for template in templates:
+        try:
+            template.render(first)
+        except UserError as error:
+            raise UserError(f"task {name!r}: {error}") from None
+
+
+def _hash(*parts: Any) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
+
+
+def _caller() -> str:
+    """The file that called this module, for error messages and listings."""
+    frame: Any = inspect.currentframe()
+    while frame and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return os.path.relpath(frame.f_code.co_filename) if frame else "?"
+
+
+def _module_of(name: str) -> str:
+    return _MODULES.get(name, "plain SeqIO")
+

@@ -1,0 +1,134 @@
+"""Where rows come from: Python, files, TensorFlow Datasets. A row is a dict of named fields."""
+
+import csv
+import glob
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.errors import UserError, nearest
+
+Row = Mapping[str, Any]
+
+
+class Source:
+    """Rows in named splits. Subclasses read them in a fixed order; sharding and shuffling are the same for all."""
+
+    def __init__(self, splits: Iterable[str]):
+        self.splits = tuple(splits)
+
+    def read(self, split: str) -> Iterable[Row]:
+        """All rows of a split, in the same order each time."""
+        raise NotImplementedError(type(self).__name__)
+
+    def rows(self, split: str, shard: tuple[int, int] = (0, 1), seed: int | None = None) -> Iterator[Row]:
+        """Every `shard[1]`-th row from `shard[0]` on; in an order drawn from `seed` if there is one.
+
+        The shuffle comes first, so that the shards of one seed are parts of one order. UserError for an unknown split.
+        """
+        if split not in self.splits:
+            raise UserError(f"no split {split!r}{nearest(split, self.splits)}; there are {', '.join(self.splits)}")
+        rows: Iterable[Row] = self.read(split)
+        if seed is not None:
+            rows = list(rows)
+            random.Random(seed).shuffle(rows)
+        index, count = shard
+        return (row for number, row in enumerate(rows) if number % count == index)
+
+    def num_rows(self, split: str) -> int:
+        return sum(1 for _ in self.rows(split))
+
+
+class Rows(Source):
+    """Rows made in Python: for each split a list of dicts, or a function that returns one."""
+
+    def __init__(self, splits: Mapping[str, Sequence[Row] | Callable[[], Iterable[Row]]]):
+        super().__init__(splits)
+        self._rows = splits
+
+    def read(self, split: str) -> Iterable[Row]:
+        rows = self._rows[split]
+        return rows() if callable(rows) else rows
+
+
+class Files(Source):
+    """Rows of .jsonl, .csv and .tsv files: for each split a path or glob; files in sorted order.
+
+    CSV and TSV need a header line. Errors name file and line.
+    """
+
+    def __init__(self, splits: Mapping[str, str | Path]):
+        super().__init__(splits)
+        self._patterns = {split: str(pattern) for split, pattern in splits.items()}
+
+    def read(self, split: str) -> Iterable[Row]:
+        paths = sorted(glob.glob(self._patterns[split]))
+        if not paths:
+            raise UserError(f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists")
+        for path in paths:
+            yield from _read_file(path)
+
+
+def _read_file(path: str) -> Iterator[Row]:
+    suffix = Path(path).suffix
+    if suffix not in (".jsonl", ".csv", ".tsv"):
+        raise UserError(f"{path}: files of rows are .jsonl, .csv or .tsv, not {suffix or 'without suffix'}")
+    with open(path, encoding="utf-8", newline="") as file:
+        if suffix == ".jsonl":
+            yield from _json_lines(path, file)
+        else:
+            yield from _separated(path, file, "\t" if suffix == ".tsv" else ",")
+
+
+def _json_lines(path: str, file: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: a {type(row).__name__}, not a JSON object with named fields")
+        yield row
+
+
+def _separated(path: str, file: Iterable[str], delimiter: str) -> Iterator[Row]:
+    lines = csv.reader(file, delimiter=delimiter)
+    header = next(lines, None)
+    if header is None:
+        raise UserError(f"{path}: empty; its first line must name the fields")
+    for cells in lines:
+        if cells and len(cells) != len(header):
+            raise UserError(
+                f"{path}:{lines.line_num}: {len(cells)} fields where the header has {len(header)} ({', '.join(header)})"
+            )
+        if cells:
+            yield dict(zip(header, cells, strict=True))
+
+
+class Tfds(Source):
+    """Rows of a TensorFlow Datasets builder; nothing is imported or downloaded before the first row is read.
+
+    `splits` maps our split names to TFDS's; `fields` turns an example (numpy values) into a row.
+    """
+
+    def __init__(self, name: str, splits: Mapping[str, str], fields: Callable[[Mapping[str, Any]], Row]):
+        super().__init__(splits)
+        self.name = name
+        self._splits = splits
+        self._fields = fields
+
+    def read(self, split: str) -> Iterable[Row]:
+        import tensorflow_datasets as tfds
+
+        dataset = tfds.load(self.name, split=self._splits[split], shuffle_files=False)
+        return (self._fields(example) for example in tfds.as_numpy(dataset))
+
+    def num_rows(self, split: str) -> int:
+        """From the builder's metadata, without reading the rows."""
+        import tensorflow_datasets as tfds
+
+        return tfds.builder(self.name).info.splits[self._splits[split]].num_examples

@@ -1,0 +1,1 @@
+"""Decoding on the devices: one compiled call an answer."""

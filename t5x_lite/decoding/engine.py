@@ -1,0 +1,76 @@
+"""A trained run folder, ready to answer: text in, text out. No TensorFlow, no gin, no tasks."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from t5x_lite import partitioning
+from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.vocabularies import Vocabulary, load
+from t5x_lite.decoding.greedy import Generator
+from t5x_lite.model import T5Config, abstract_params, logical_axes
+from t5x_lite.run_folder import read_manifest
+
+_LOST_SHARE_WARNED = 0.01
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model wrote for one prompt; `score` is the sum of its tokens' log-probabilities."""
+
+    text: str
+    score: float
+    ended: bool
+
+
+@dataclasses.dataclass
+class Engine:
+    """Weights, vocabulary and lengths of one run, and the compiled decoder over them."""
+
+    vocabulary: Vocabulary
+    generator: Generator
+    lengths: dict[str, int]
+    step: int
+
+    @classmethod
+    def load(cls, model_dir: str, step: int | None = None) -> "Engine":
+        """Opens a run folder at `step`, else at its best step by the run's metric, else its latest.
+
+        Raises UserError where the folder is no run folder or has no such step.
+        """
+        manifest = read_manifest(model_dir)
+        config = T5Config(**manifest["model"])
+        vocabulary = load(f"{model_dir}/vocabulary")
+        partitioner = partitioning.make_partitioner()
+        shapes = abstract_params(config)
+        shardings = partitioner.shardings(logical_axes(config), shapes)
+        checkpoints = Checkpoints(model_dir, best_metric=manifest.get("best_metric"))
+        step = step if step is not None else checkpoints.best_step() or checkpoints.latest_step()
+        params = checkpoints.restore_params(partitioning.with_shardings(shapes, shardings), step=step)
+        checkpoints.close()
+        generator = Generator(config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)
+        return cls(vocabulary, generator, manifest["lengths"], step)
+
+    def generate(self, prompts: Sequence[str], max_tokens: int | None = None) -> list[Answer]:
+        """Answers each prompt greedily; answers come in the order of the prompts."""
+        self.warn_of_lost_characters(prompts)
+        limit = self.lengths["inputs"]
+        encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
+        for prompt, tokens in zip(prompts, encoded, strict=True):
+            if len(tokens) >= limit:
+                log.warning("prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt)
+        inputs = [[*tokens[: limit - 1], self.vocabulary.eos_id] for tokens in encoded]
+        generations = self.generator.generate(inputs, max_tokens or self.lengths["targets"])
+        return [Answer(self.vocabulary.decode(g.tokens), g.score, g.ended) for g in generations]
+
+    def warn_of_lost_characters(self, prompts: Sequence[str]) -> None:
+        """A vocabulary that cannot express the prompt makes the answer garbage: say so."""
+        coverage = self.vocabulary.coverage(prompts)
+        if coverage.share > _LOST_SHARE_WARNED:
+            log.warning(
+                "%.0f%% of the prompt's characters are not in this run's vocabulary and reach the model as <unk> (%s)",
+                100 * coverage.share,
+                " ".join(coverage.examples[:10]),
+            )

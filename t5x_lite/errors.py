@@ -1,0 +1,14 @@
+"""What a user did wrong, said in one line: what, where, the nearest valid value, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error of the user's input. The doors print its message as one line and exit with status 2."""
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
+    """Names the closest candidates: `; nearest: 'a', 'b'`, or '' where nothing is close."""
+    close = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
+    return f"; nearest: {', '.join(repr(match) for match in close)}" if close else ""

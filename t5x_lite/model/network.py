@@ -1,0 +1,86 @@
+"""The model as the rest of the program sees it: nested dicts of arrays, and a module over them inside jit."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+from t5x_lite.model.config import T5Config
+from t5x_lite.model.t5 import T5
+
+Params = dict[str, Any]
+
+
+def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
+    """Random weights, the same numbers scanned or not; jit it to draw them in their shardings.
+
+    Always draws the scanned layout, since drawing layer by layer compiles twenty times longer.
+    """
+    scanned = _plain(T5(dataclasses.replace(config, scan_layers=True), key))
+    return scanned if config.scan_layers else unstack_layers(scanned)
+
+
+def abstract_params(config: T5Config) -> Params:
+    """Shape and dtype of every weight, without memory for any."""
+    return _plain(_abstract_model(config))
+
+
+def logical_axes(config: T5Config) -> Params:
+    """The logical axis names of every weight, a tuple in place of each array."""
+    _, state = nnx.split(_abstract_model(config))
+    axes: Params = {}
+    for path, param in nnx.to_flat_state(state):
+        *parents, leaf = path
+        node = axes
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = param.get_metadata("axes")
+    return axes
+
+
+def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
+    """The model over these weights. Call it inside jit: it costs tracing time only."""
+    return nnx.merge(_graphdef(config), params)
+
+
+def stack_layers(params: Mapping[str, Any]) -> Params:
+    """`layers_0`, `layers_1`, ... of an unrolled model as the one `layers` of a scanned model."""
+
+    def stacked(part: Mapping[str, Any]) -> Params:
+        count = sum(name.startswith("layers_") for name in part)
+        layers = [part[f"layers_{n}"] for n in range(count)]
+        rest = {name: node for name, node in part.items() if not name.startswith("layers_")}
+        return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+    return dict(params) | {part: stacked(params[part]) for part in ("encoder", "decoder")}
+
+
+def unstack_layers(params: Mapping[str, Any]) -> Params:
+    """`layers` of a scanned model as the `layers_0`, `layers_1`, ... of an unrolled model."""
+
+    def unstacked(part: Mapping[str, Any]) -> Params:
+        layers = part["layers"]
+        count = jax.tree.leaves(layers)[0].shape[0]
+        rest = {name: node for name, node in part.items() if name != "layers"}
+        return rest | {f"layers_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], layers) for n in range(count)}
+
+    return dict(params) | {part: unstacked(params[part]) for part in ("encoder", "decoder")}
+
+
+def _plain(model: T5) -> Params:
+    return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+@functools.lru_cache
+def _abstract_model(config: T5Config) -> T5:
+    return nnx.eval_shape(lambda: T5(config, jax.random.key(0)))
+
+
+@functools.lru_cache
+def _graphdef(config: T5Config) -> nnx.GraphDef:
+    return nnx.split(_abstract_model(config))[0]

@@ -1,0 +1,340 @@
+"""T5: encoder, decoder and the model of both, over the layers of layers.py.
+
+Names of modules and weights are T5X's, so that `encoder/layers_0/attention/query/kernel` means what it always
+meant. With `scan_layers` one module `layers` holds the weights of all layers, stacked, and `lax.scan` goes
+over them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from t5x_lite.model.axes import constrain
+from t5x_lite.model.config import T5Config
+from t5x_lite.model.layers import (
+    KV,
+    Attention,
+    Dense,
+    Embedding,
+    Initializer,
+    Mlp,
+    Norm,
+    RelativeBias,
+    dropout,
+)
+
+PAD_ID = 0
+
+Batch = Mapping[str, Int[Array, "B S"]]
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward, each on a normed input and added to it."""
+
+    def __init__(self, config: T5Config, init: Initializer):
+        self.dropout_rate = config.dropout_rate
+        self.pre_attention_layer_norm = Norm(config, init)
+        self.attention = Attention(config, init)
+        self.pre_mlp_layer_norm = Norm(config, init)
+        self.mlp = Mlp(config, init)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        bias: Float[Array, "1 H S S"],
+        mask: Bool[Array, "B 1 #S S"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "B S D"]:
+        keys = _split(key, 4)
+        h = self.pre_attention_layer_norm(x)
+        h = self.attention(h, self.attention.project(h), bias, mask, keys[0])
+        x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
+        h = self.mlp(self.pre_mlp_layer_norm(x), keys[2])
+        return _residual(x, dropout(h, self.dropout_rate, keys[3]))
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, attention to the encoder's output, feed-forward."""
+
+    def __init__(self, config: T5Config, init: Initializer):
+        self.dropout_rate = config.dropout_rate
+        self.pre_self_attention_layer_norm = Norm(config, init)
+        self.self_attention = Attention(config, init)
+        self.pre_cross_attention_layer_norm = Norm(config, init)
+        self.encoder_decoder_attention = Attention(config, init)
+        self.pre_mlp_layer_norm = Norm(config, init)
+        self.mlp = Mlp(config, init)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cross_kv: KV,
+        view: "DecoderView",
+        key: Key[Array, ""] | None = None,
+        past: KV | None = None,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """The layer's output and the keys and values that its self-attention saw: `past` with `x` put in."""
+        keys = _split(key, 6)
+        h = self.pre_self_attention_layer_norm(x)
+        kv = self.self_attention.project(h)
+        if past is not None:
+            kv = KV(*(_put(old, new, view.step) for old, new in zip(past, kv, strict=True)))
+        h = self.self_attention(h, kv, view.bias, view.self_mask, keys[0])
+        x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
+        h = self.pre_cross_attention_layer_norm(x)
+        h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2])
+        x = _residual(x, dropout(h, self.dropout_rate, keys[3]))
+        h = self.mlp(self.pre_mlp_layer_norm(x), keys[4])
+        return _residual(x, dropout(h, self.dropout_rate, keys[5])), kv
+
+
+class DecoderView(NamedTuple):
+    """What every decoder layer may look at; `step` is the position that a cached call fills."""
+
+    bias: Float[Array, "1 H T S"]
+    self_mask: Bool[Array, "#B 1 T S"]
+    cross_mask: Bool[Array, "B 1 #T S"]
+    step: Int[Array, ""] | int = 0
+
+
+class Stack(nnx.Module):
+    """What encoder and decoder share: position bias, layers, final norm."""
+
+    def __init__(self, config: T5Config, init: Initializer, make_layer: Callable, *, encoder: bool):
+        self.config = config
+        self.num_layers = config.num_encoder_layers if encoder else config.num_decoder_layers
+        self.relpos_bias = RelativeBias(config, init.child(0), bidirectional=encoder)
+        layers = init.child(1)
+        if config.scan_layers:
+            self.layers = make_layer(config, layers.for_stack(self.num_layers))
+        else:
+            for n in range(self.num_layers):
+                setattr(self, f"layers_{n}", make_layer(config, layers.for_layer(n)))
+        final_norm = Norm(config, init.child(2))
+        if encoder:
+            self.encoder_norm = final_norm
+        else:
+            self.decoder_norm = final_norm
+
+    def fold(self, body: Callable, x: Array | None, per_layer: Any) -> tuple[Array | None, Any]:
+        """`x, out = body(layer, x, item)` from the first layer to the last; returns `x` and every `out`.
+
+        `per_layer` and the outs are a stack along a leading axis when layers are scanned, else a tuple.
+        """
+        policy = (
+            jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+            if self.config.remat == "minimal"
+            else None
+        )
+        if self.config.remat != "none":
+            # A scan already keeps XLA from merging the recomputation with the forward pass.
+            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.config.scan_layers)
+        if self.config.scan_layers:
+            return jax.lax.scan(
+                lambda x, layer_item: body(layer_item[0], x, layer_item[1]), x, (self.layers, per_layer)
+            )
+        outs = []
+        for n in range(self.num_layers):
+            x, out = body(getattr(self, f"layers_{n}"), x, per_layer[n])
+            outs.append(out)
+        return x, tuple(outs)
+
+    def layer_keys(self, key: Key[Array, ""] | None) -> Any:
+        """One dropout key a layer, in the form that `fold` takes."""
+        if self.config.scan_layers:
+            return None if key is None else jax.random.split(key, self.num_layers)
+        return tuple(_split(key, self.num_layers))
+
+
+class Encoder(Stack):
+    """Embedded tokens to the sequence that the decoder attends to."""
+
+    def __init__(self, config: T5Config, init: Initializer):
+        super().__init__(config, init, EncoderLayer, encoder=True)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 #S S"], key: Key[Array, ""] | None
+    ) -> Float[Array, "B S D"]:
+        keys = _split(key, 3)
+        bias = self.relpos_bias(x.shape[1])
+        x = dropout(x, self.config.dropout_rate, keys[0])
+        x, _ = self.fold(lambda layer, x, key: (layer(x, bias, mask, key), None), x, self.layer_keys(keys[1]))
+        return dropout(self.encoder_norm(x), self.config.dropout_rate, keys[2])
+
+
+class Decoder(Stack):
+    """Embedded targets and the encoder's output to logits; the head is here, as in T5X."""
+
+    def __init__(self, config: T5Config, init: Initializer):
+        super().__init__(config, init, DecoderLayer, encoder=False)
+        if not config.tie_embeddings:
+            kernel = init.child(3).normal(
+                (config.d_model, config.vocab_size), ("embed", "vocab"), stddev=config.d_model**-0.5
+            )
+            self.logits_dense = Dense(kernel)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        encoded: Float[Array, "B S D"],
+        self_mask: Bool[Array, "#B 1 T T"],
+        cross_mask: Bool[Array, "B 1 #T S"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "B T D"]:
+        """All positions at once; what comes back is normed and ready for the head."""
+        keys = _split(key, 3)
+        view = DecoderView(self.relpos_bias(x.shape[1]), self_mask, cross_mask)
+
+        def body(layer: DecoderLayer, x: Array, key: Array | None) -> tuple[Array, None]:
+            cross_kv = layer.encoder_decoder_attention.project(encoded)
+            return layer(x, cross_kv, view, key)[0], None
+
+        x = dropout(x, self.config.dropout_rate, keys[0])
+        x, _ = self.fold(body, x, self.layer_keys(keys[1]))
+        return dropout(self.decoder_norm(x), self.config.dropout_rate, keys[2])
+
+    def project_encoded(self, encoded: Float[Array, "B S D"]) -> Any:
+        """Every layer's keys and values of the encoder's output, projected once for all decoding steps."""
+        nothing = None if self.config.scan_layers else (None,) * self.num_layers
+        return self.fold(
+            lambda layer, x, _: (x, layer.encoder_decoder_attention.project(encoded)), None, nothing
+        )[1]
+
+    def step(self, x: Float[Array, "B 1 D"], cache: "Cache") -> tuple[Float[Array, "B 1 D"], "Cache"]:
+        """One position, the one that the cache stands at."""
+        length = cache.length
+        seen = (jnp.arange(length) <= cache.step)[None, None, None]
+        view = DecoderView(self.relpos_bias.row(cache.step, length), seen, cache.cross_mask, cache.step)
+
+        def body(layer: DecoderLayer, x: Array, kv: tuple[KV, KV]) -> tuple[Array, KV]:
+            past, cross_kv = kv
+            return layer(x, cross_kv, view, past=past)
+
+        pairs = (
+            (cache.past, cache.cross)
+            if self.config.scan_layers
+            else tuple(zip(cache.past, cache.cross, strict=True))
+        )
+        x, past = self.fold(body, x, pairs)
+        return self.decoder_norm(x), dataclasses.replace(cache, past=past, step=cache.step + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """A decoder's memory of one batch: a KV a layer (one stacked KV when layers are scanned).
+
+    `past` [B, T, H, K] fills up by a position a step; `cross` [B, S, H, K] never changes.
+    """
+
+    past: Any
+    cross: Any
+    cross_mask: Bool[Array, "B 1 1 S"]
+    step: Int[Array, ""]
+
+    @property
+    def length(self) -> int:
+        """T, the number of positions that fit."""
+        return jax.tree.leaves(self.past)[0].shape[-3]
+
+
+class T5(nnx.Module):
+    """The whole model. Reads arrays only: bind weights to it inside jit (network.bind)."""
+
+    def __init__(self, config: T5Config, key: Key[Array, ""]):
+        """Draws the weights as T5X does; raises ValueError while the vocabulary's size is not known."""
+        if config.vocab_size < 1:
+            raise ValueError("T5Config.vocab_size is 0; set it to the vocabulary's number of rows")
+        self.config = config
+        init = Initializer(key, config.param_dtype)
+        self.token_embedder = Embedding(config, init.child(0))
+        self.encoder = Encoder(config, init.child(1))
+        self.decoder = Decoder(config, init.child(2))
+
+    def __call__(self, batch: Batch, *, dropout_key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
+        """Teacher-forced logits in float32; dropout is on when a key is given.
+
+        Packed batches carry `encoder_segment_ids` and `decoder_segment_ids`: attention then stays inside a
+        segment. Positions are not read, since T5 only knows distances and those are equal inside a segment.
+        """
+        encoder_key, decoder_key = _split(dropout_key, 2)
+        tokens, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        segments, target_segments = batch.get("encoder_segment_ids"), batch.get("decoder_segment_ids")
+        encoded = self.encode(tokens, segments, dropout_key=encoder_key)
+        self_mask = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))[None, None]
+        cross_mask = _is_token(tokens)
+        if segments is not None:
+            self_mask = self_mask & _same(target_segments, target_segments)
+            cross_mask = _same(target_segments, segments)
+        x = self.decoder(self._embed(targets), encoded, self_mask, cross_mask, decoder_key)
+        return self._logits(x)
+
+    def encode(
+        self,
+        tokens: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        *,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output; padding (id 0) is not attended to, nor is another segment."""
+        mask = _is_token(tokens) if segment_ids is None else _same(segment_ids, segment_ids)
+        return self.encoder(self._embed(tokens), mask, dropout_key)
+
+    def start_cache(
+        self, encoded: Float[Array, "B S D"], encoder_tokens: Int[Array, "B S"], max_length: int
+    ) -> Cache:
+        """A cache for decoding up to `max_length` tokens of each row from the beginning."""
+        config = self.config
+        layers = (self.decoder.num_layers,) if config.scan_layers else ()
+        shape = (*layers, encoded.shape[0], max_length, config.num_heads, config.head_dim)
+        empty = KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        return Cache(
+            past=empty if config.scan_layers else (empty,) * config.num_decoder_layers,
+            cross=self.decoder.project_encoded(encoded),
+            cross_mask=_is_token(encoder_tokens),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def decode_step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token after `tokens`, which stand at the cache's position; a row starts with id 0."""
+        x, cache = self.decoder.step(self._embed(tokens[:, None]), cache)
+        return self._logits(x)[:, 0], cache
+
+    def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return constrain(self.token_embedder(tokens), "batch", "length", "embed")
+
+    def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        if self.config.tie_embeddings:
+            table = self.token_embedder.embedding[...].astype(x.dtype)
+            scaled = x * self.config.d_model**-0.5
+            logits = jnp.einsum("btd,vd->btv", scaled, table, preferred_element_type=jnp.float32)
+        else:
+            logits = self.decoder.logits_dense(x, preferred_element_type="float32")
+        return constrain(logits, "batch", "length", "vocab")
+
+
+def _is_token(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
+    return (tokens != PAD_ID)[:, None, None]
+
+
+def _same(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+    return (queries[:, :, None] == keys[:, None, :])[:, None]
+
+
+def _residual(x: Float[Array, "B S D"], update: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    return constrain(x + update, "batch", "length", "embed")
+
+
+def _put(
+    old: Float[Array, "B T H K"], new: Float[Array, "B 1 H K"], step: Int[Array, ""]
+) -> Float[Array, "B T H K"]:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, step, axis=1)
+
+
+def _split(key: Key[Array, ""] | None, count: int) -> Sequence[Key[Array, ""] | None]:
+    return (None,) * count if key is None else jax.random.split(key, count)

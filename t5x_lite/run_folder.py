@@ -1,0 +1,75 @@
+"""The manifest of a run folder: which model, vocabulary and tasks its checkpoints belong to."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from t5x_lite.errors import UserError, nearest
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+# A run may go on with these changed: they say how, where or by whom it is computed, not what its arrays mean.
+_MAY_CHANGE = {"versions", "git", "best_metric", "model.dtype", "model.remat", "model.dropout_rate"}
+
+
+def write_manifest(run_dir: epath.PathLike, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json whole or not at all; makes the folder. One process of a run calls this."""
+    folder = epath.Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{MANIFEST}.tmp"
+    unfinished.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    unfinished.replace(folder / MANIFEST)
+
+
+def read_manifest(run_dir: epath.PathLike) -> dict[str, Any]:
+    """Reads manifest.json. Raises UserError where there is none, or none that this version can read."""
+    path = epath.Path(run_dir) / MANIFEST
+    if not path.exists():
+        raise UserError(
+            f"{str(run_dir)!r} is not a run folder (no {MANIFEST} in it){nearest_folder(path.parent)}"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error!r}); restore it from a copy of the run") from None
+    if version != FORMAT:
+        raise UserError(f"{str(path)!r} has format {version}; this version of t5x_lite reads format {FORMAT}")
+    return manifest
+
+
+def check_manifest(run_dir: epath.PathLike, wanted: dict[str, Any]) -> None:
+    """Refuses (UserError) a folder whose checkpoints were made by another model, vocabulary or set of tasks.
+
+    The message names the first field that differs and both values. Fields that only one side has count as
+    differing; versions, the git revision, the metric of the best step and the ways of computing do not count.
+    """
+    found = _flatten(read_manifest(run_dir))
+    # Through JSON, so that a tuple asked for equals the list that was read.
+    asked = _flatten(json.loads(json.dumps(wanted)))
+    for field in [*asked, *(field for field in found if field not in asked)]:
+        if field in _MAY_CHANGE or field.split(".")[0] in _MAY_CHANGE:
+            continue
+        theirs, ours = found.get(field), asked.get(field)
+        if theirs != ours:
+            raise UserError(
+                f"MODEL_DIR {str(run_dir)!r} holds another run: {field} is {theirs!r} there and {ours!r} in "
+                "this configuration; set --gin.MODEL_DIR to a new folder, or go back to the run's own setting"
+            )
+
+
+def _flatten(manifest: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"d_ff": 8}} -> {"model.d_ff": 8}, in the manifest's order."""
+    flat = {}
+    for key, value in manifest.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def nearest_folder(folder: epath.Path) -> str:
+    """Names the closest folders beside one that is not there; '' where it is there."""
+    if folder.exists() or not folder.parent.exists():
+        return ""
+    return nearest(folder.name, [sibling.name for sibling in folder.parent.iterdir()])

@@ -1,0 +1,19 @@
+"""python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run]"""
+
+import sys
+
+from t5x_lite import config
+
+
+def main(argv: list[str]) -> None:
+    args = config.parse(argv, doc=__doc__)
+    from t5x_lite.training.loop import NonFiniteLoss, train
+
+    try:
+        train(config.build("train"), dry_run=args.dry_run)
+    except NonFiniteLoss as stop:
+        sys.exit(f"t5x_lite.train: {stop}")
+
+
+if __name__ == "__main__":
+    config.run_door(main)

@@ -1,0 +1,166 @@
+"""Evaluation by generation: the decoder that answers users answers the evaluation sets too.
+
+Every example belongs to one template, seen or unseen in training, and scores are kept apart by it: a model that
+answers only the wordings it was trained on must show it. One exact pass: no example is repeated or dropped.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.data.pipeline import EvalSet, load_eval
+from t5x_lite.decoding.greedy import Generator
+from t5x_lite.errors import UserError
+from t5x_lite.training.run import Run
+
+_SAMPLES_PER_TASK = 6
+
+Scores = dict[str, float]
+
+
+def load_eval_sets(run: Run, split: str, max_examples: int | None) -> list[EvalSet]:
+    """The evaluation sets of the tasks that have the split; UserError where none has it."""
+    having = [task for task in run.tasks if split in task.splits]
+    if not having:
+        splits = sorted({name for task in run.tasks for name in task.splits})
+        raise UserError(f"no task of {run.config.mixture_or_task_name!r} has a split {split!r}; splits: {splits}")
+    return [load_eval(task, split, run.vocabulary, run.lengths, max_examples) for task in having]
+
+
+def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str) -> dict[str, Any]:
+    """Scores every set; see `summarize` for the shape of what comes back."""
+    tasks = {}
+    samples: list[dict] = []
+    for examples in eval_sets:
+        predictions, scores = predict(run, generator, examples)
+        tasks[examples.task.name] = score_task(examples, predictions, scores)
+        samples += pick_samples(examples, predictions)
+    return {"step": step, "split": split, "tasks": tasks, "overall": overall(tasks), "samples": samples}
+
+
+def predict(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any], list[float]]:
+    """The postprocessed prediction and the score of each example."""
+    generations = generator.generate(examples.inputs, run.lengths["targets"])
+    texts = [run.vocabulary.decode(generation.tokens) for generation in generations]
+    predictions = [
+        examples.task.postprocess_fn(text, example=example, is_target=False)
+        for text, example in zip(texts, examples.examples, strict=True)
+    ]
+    return predictions, [generation.score for generation in generations]
+
+
+def score_task(examples: EvalSet, predictions: Sequence[Any], scores: Sequence[float]) -> dict[str, Any]:
+    """{"metrics", "examples", "templates": {name: {"split", "metrics", "examples"}}, "summary"} of one task."""
+
+    def score(rows: Sequence[int]) -> Scores:
+        chosen = [examples.answers[i] for i in rows], [predictions[i] for i in rows], [scores[i] for i in rows]
+        return call_metrics(examples.task, *chosen)
+
+    rows_of: dict[str, list[int]] = {}
+    for i, template in enumerate(examples.templates):
+        rows_of.setdefault(template, []).append(i)
+    split_of = dict(zip(examples.templates, examples.template_splits, strict=True))
+    templates = {
+        name: {"split": split_of[name], "metrics": score(rows), "examples": len(rows)}
+        for name, rows in sorted(rows_of.items())
+    }
+    return {
+        "metrics": score(range(len(predictions))),
+        "examples": len(predictions),
+        "templates": templates,
+        "summary": {
+            split: summarize([t["metrics"] for t in templates.values() if t["split"] == split])
+            for split in ("seen", "unseen")
+            if split in split_of.values()
+        },
+    }
+
+
+def call_metrics(task, answers: list, predictions: list, scores: list) -> Scores:
+    """Runs a task's metric functions, told apart by their parameters as SeqIO does."""
+    found: Scores = {}
+    for metric in task.predict_metric_fns:
+        found |= metric(answers, predictions)
+    for metric in task.predict_with_aux_metric_fns:
+        found |= metric(answers, predictions, {"scores": scores})
+    for metric in task.score_metric_fns:
+        found |= metric(answers, scores)
+    return {name: float(value) for name, value in found.items()}
+
+
+def summarize(scores: Sequence[Scores]) -> dict[str, Scores]:
+    """Mean, least and greatest of each metric over templates."""
+    names = dict.fromkeys(name for each in scores for name in each)
+    columns = {name: [each[name] for each in scores if name in each] for name in names}
+    return {
+        name: {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+        for name, values in columns.items()
+    }
+
+
+def overall(tasks: Mapping[str, dict]) -> Scores:
+    """`unseen/exact_match`: the mean over tasks of the mean over templates, for each metric and template split."""
+    columns: dict[str, list[float]] = {}
+    for task in tasks.values():
+        for split, metrics in task["summary"].items():
+            for metric, values in metrics.items():
+                columns.setdefault(f"{split}/{metric}", []).append(values["mean"])
+    return {name: float(np.mean(values)) for name, values in sorted(columns.items())}
+
+
+def flat(results: Mapping[str, Any]) -> Scores:
+    """One flat dict for metrics.jsonl: `overall` and `task/metric`."""
+    by_task = {f"{name}/{m}": v for name, task in results["tasks"].items() for m, v in task["metrics"].items()}
+    return {**results["overall"], **by_task}
+
+
+def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
+    """A few wrong and a few right predictions of a task, unseen templates first."""
+    correct = [prediction in answers for prediction, answers in zip(predictions, examples.answers, strict=True)]
+    order = sorted(range(len(predictions)), key=lambda i: (examples.template_splits[i] == "seen", i))
+    wrong = [i for i in order if not correct[i]][: _SAMPLES_PER_TASK // 2]
+    right = [i for i in order if correct[i]][: _SAMPLES_PER_TASK - len(wrong)]
+    return [
+        {
+            "task": examples.task.name,
+            "template": examples.templates[i],
+            "template_split": examples.template_splits[i],
+            "inputs": examples.texts[i],
+            "targets": " | ".join(map(str, examples.answers[i])),
+            "prediction": str(predictions[i]),
+            "correct": correct[i],
+        }
+        for i in wrong + right
+    ]
+
+
+def write_results(run_dir: str, results: Mapping[str, Any]) -> None:
+    """eval/results.json, whole or not at all."""
+    path = os.path.join(run_dir, "eval", "results.json")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "w") as file:
+        json.dump(results, file, ensure_ascii=False, indent=1)
+    os.replace(path + ".tmp", path)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """What a person reads on the terminal: a row per task, its metrics, means over seen and unseen templates."""
+    lines = [f"{'task':28} {'examples':>8}  {'metric':12} {'all':>6} {'seen':>6} {'unseen':>6}  min..max over unseen"]
+    for name, task in results["tasks"].items():
+        for row, (metric, value) in enumerate(task["metrics"].items()):
+            seen, unseen = (task["summary"].get(split, {}).get(metric) for split in ("seen", "unseen"))
+            spread = f"{unseen['min']:.3f}..{unseen['max']:.3f}" if unseen else ""
+            lines.append(
+                f"{name if row == 0 else '':28} {task['examples'] if row == 0 else '':>8}  {metric:12} {value:6.3f} "
+                f"{_mean(seen):>6} {_mean(unseen):>6}  {spread}"
+            )
+    lines.append("")
+    lines += [f"{'overall ' + name:51}{value:6.3f}" for name, value in results["overall"].items()]
+    return "\n".join(lines)
+
+
+def _mean(summary: Scores | None) -> str:
+    return f"{summary['mean']:.3f}" if summary else ""

@@ -1,0 +1,92 @@
+"""One optimizer step: loss and gradient of a global batch, computed in microbatches, divided once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from t5x_lite.model import T5Config, bind
+from t5x_lite.model.axes import constrain
+from t5x_lite.partitioning import Partitioner
+from t5x_lite.training.losses import Losses, cross_entropy
+from t5x_lite.training.schedules import Schedule
+from t5x_lite.training.state import TrainState, abstract_state
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def make_train_step(
+    config: T5Config,
+    tx: optax.GradientTransformation,
+    partitioner: Partitioner,
+    *,
+    learning_rate: Schedule,
+    microbatches: int = 1,
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled step. The state given is donated; metrics are scalars on the device."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def loss_sum(params: Any, part: Batch, key: Key[Array, ""] | None) -> tuple[Array, Losses]:
+            logits = bind(config, params)(part, dropout_key=key)
+            losses = cross_entropy(
+                logits,
+                part["decoder_target_tokens"],
+                part["decoder_loss_weights"],
+                z_loss=z_loss,
+                label_smoothing=label_smoothing,
+            )
+            return losses.total, losses
+
+        key = state.dropout_key if config.dropout_rate else None
+        grads, losses = sum_gradients(jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches)
+        # Weights of all microbatches and devices together: parts with more tokens count for more.
+        weight = jnp.maximum(losses.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": losses.total / weight,
+            "cross_entropy": losses.cross_entropy / weight,
+            "z_loss": losses.z_loss / weight,
+            "accuracy": losses.correct / weight,
+            "target_tokens": losses.weight,
+            "input_tokens": jnp.sum(batch["encoder_input_tokens"] > 0).astype(jnp.float32),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key_data), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, partitioner))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, partitioner.replicated))
+
+
+def sum_gradients(
+    grad: Callable, params: Any, batch: Batch, key: Key[Array, ""] | None, microbatches: int
+) -> tuple[Any, Losses]:
+    """Sums, in float32, of the gradients and losses of `microbatches` equal parts of the batch.
+
+    A part takes every `microbatches`-th row, so that each device's rows stay on it.
+    """
+    if microbatches == 1:
+        return grad(params, batch, key)
+
+    def rows_of_parts(x: Array) -> Array:
+        parts = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(parts, None, "batch", *(None,) * (parts.ndim - 2))
+
+    def add(total: Any, part_and_number: tuple[Batch, Array]) -> tuple[Any, None]:
+        part, number = part_and_number
+        part_key = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(jnp.add, total, grad(params, part, part_key)), None
+
+    parts = jax.tree.map(rows_of_parts, dict(batch))
+    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), Losses(*(jnp.zeros(()),) * 4)
+    return jax.lax.scan(add, zero, (parts, jnp.arange(microbatches)))[0]
