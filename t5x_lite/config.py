@@ -1,9 +1,8 @@
 """The one layer of configuration: command line and gin files in, objects out, and every mistake in one line.
 
-    --gin_file=FILE            may be given several times; later files win
-    --gin.NAME=VALUE           overrides a macro or `configurable.parameter`; a bare word is taken as a string
-    --gin_search_paths=A,B     where FILE and its includes are looked for, beside the working directory
-    --dry_run                  build everything, print the plan, write nothing
+--gin_file=FILE            may be given several times; later files win
+--gin.NAME=VALUE           overrides a macro or `configurable.parameter`; a bare word is taken as a string
+--gin_search_paths=A,B     where FILE and its includes are looked for, beside the working directory
 """
 
 import argparse
@@ -31,19 +30,33 @@ _REFERRED = re.compile(r"%([A-Za-z_]\w*)(?![\w.])")
 _LOCATION = re.compile(r'In file "([^"]+)", line (\d+)|\((?:\'|")?([^,]*?)(?:\'|")?, line (\d+)\)|line (\d+)')
 
 
-def parse(argv: Sequence[str], doc: str, flags: Callable[[argparse.ArgumentParser], None] | None = None):
-    """Reads the command line into a namespace and gin; `flags` adds a door's own arguments.
+Flags = Callable[[argparse.ArgumentParser], None]
 
-    Raises UserError for everything that a user can get wrong in them. Prints help and exits for --help.
-    """
+
+def parse_flags(argv: Sequence[str], doc: str, flags: Flags) -> argparse.Namespace:
+    """Reads a door's own flags. Raises UserError for an unknown one, with the nearest; prints help for --help."""
     parser = _Parser(prog=_prog(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
-    parser.add_argument("--gin_search_paths", default="", metavar="A,B", help="more folders to look for gin files in")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop; writes nothing")
-    if flags:
+    flags(parser)
+    return parser.parse_args(argv)
+
+
+def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> argparse.Namespace:
+    """As `parse_flags`, and gives gin the files and overrides of the command line.
+
+    Raises UserError for everything that a user can get wrong in them.
+    """
+
+    def with_gin(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable"
+        )
+        parser.add_argument(
+            "--gin_search_paths", default="", metavar="A,B", help="more folders to look for gin files in"
+        )
         flags(parser)
+
     overrides = [word for word in argv if word.startswith("--gin.")]
-    args = parser.parse_args([word for word in argv if not word.startswith("--gin.")])
+    args = parse_flags([word for word in argv if not word.startswith("--gin.")], doc, with_gin)
     load(args.gin_file, overrides, [path for path in args.gin_search_paths.split(",") if path])
     return args
 
@@ -85,6 +98,19 @@ def load(files: Sequence[str], overrides: Sequence[str] = (), search_paths: Sequ
     _gin(gin.finalize, ", ".join(files))
 
 
+def load_run(model_dir: str) -> None:
+    """Gives gin the configuration that a run folder was made with, wherever the folder is now."""
+    path = os.path.join(model_dir, "config.gin")
+    if not os.path.isfile(path):
+        siblings = [
+            str(folder) for folder in Path(model_dir).parent.glob("*") if (folder / "config.gin").is_file()
+        ]
+        raise UserError(
+            f"--model_dir: {model_dir!r} is no run folder (no config.gin){nearest(model_dir, siblings)}"
+        )
+    load([path], [f"--gin.MODEL_DIR={model_dir}"])
+
+
 def build(name: str, **arguments: Any) -> Any:
     """Calls the configurable of this name with what gin binds to it, and with `arguments` over that."""
     return _gin(lambda: gin.get_configurable(name)(**arguments), name)
@@ -92,7 +118,10 @@ def build(name: str, **arguments: Any) -> Any:
 
 def write_config(run_dir: str) -> None:
     """config.gin, which alone makes the run again, and config.json, the same for other tools; each whole or not at all."""
-    for name, text in (("config.gin", gin.operative_config_str()), ("config.json", json.dumps(as_json(), indent=1))):
+    for name, text in (
+        ("config.gin", gin.operative_config_str()),
+        ("config.json", json.dumps(as_json(), indent=1)),
+    ):
         path = os.path.join(run_dir, name)
         with open(path + ".tmp", "w") as file:
             file.write(text + "\n")
@@ -162,7 +191,9 @@ def _checked(name: str, fn: Callable) -> Callable:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise UserError(f"{name}: {error}; bind it in a gin file, like {name}.parameter = value") from None
+            raise UserError(
+                f"{name}: {error}; bind it in a gin file, like {name}.parameter = value"
+            ) from None
         for parameter, value in given.items():
             if parameter in hints and not _fits(value, hints[parameter]):
                 raise UserError(
@@ -214,9 +245,13 @@ def _find(file: str, folders: Sequence[str]) -> str:
     for folder in folders:
         if os.path.isfile(os.path.join(folder, file)):
             return os.path.join(folder, file)
-    known = [str(Path(path)) for folder in {*folders, "."} for path in glob.glob(os.path.join(folder, "**/*.gin"))]
+    known = [
+        str(Path(path)) for folder in {*folders, "."} for path in glob.glob(os.path.join(folder, "**/*.gin"))
+    ]
     known += [os.path.relpath(path) for path in glob.glob(str(_GIN_FOLDER / "**" / "*.gin"), recursive=True)]
-    raise UserError(f"--gin_file: no file {file!r}{nearest(file, set(known))}; looked in {', '.join(_named(folders))}")
+    raise UserError(
+        f"--gin_file: no file {file!r}{nearest(file, set(known))}; looked in {', '.join(_named(folders))}"
+    )
 
 
 def _named(folders: Sequence[str]) -> list[str]:
@@ -277,8 +312,14 @@ def _suggest(message: str) -> str:
         if entry:
             return nearest(found.group(2), inspect.signature(entry.wrapped).parameters)
     if found := re.search(r"Unable to open file: ([^.]+\.gin)", message):
-        shipped = [os.path.relpath(path, _GIN_FOLDER) for path in glob.glob(str(_GIN_FOLDER / "**/*.gin"), recursive=True)]
-        return nearest(found.group(1), shipped) or f"; shipped: {', '.join(difflib.get_close_matches('', shipped))}"
+        shipped = [
+            os.path.relpath(path, _GIN_FOLDER)
+            for path in glob.glob(str(_GIN_FOLDER / "**/*.gin"), recursive=True)
+        ]
+        return (
+            nearest(found.group(1), shipped)
+            or f"; shipped: {', '.join(difflib.get_close_matches('', shipped))}"
+        )
     return ""
 
 
@@ -291,4 +332,8 @@ def _plain(value: Any) -> Any:
 
 
 def _prog() -> str:
-    return f"python -m t5x_lite.{Path(sys.argv[0]).stem}" if "t5x_lite" in sys.argv[0] else Path(sys.argv[0]).name
+    return (
+        f"python -m t5x_lite.{Path(sys.argv[0]).stem}"
+        if "t5x_lite" in sys.argv[0]
+        else Path(sys.argv[0]).name
+    )

@@ -1,7 +1,7 @@
 """Where every array lives: the mesh, the layout of a train state and of a batch, and how processes start.
 
-Rules are data (gin/meshes/*.gin): an ordered list of (logical axis, mesh axes). XLA's partitioner does the rest, from
-the shardings of the state, of the batch and of the model's `constrain` calls.
+Rules are data (gin/meshes/*.gin): an ordered list of (logical axis, mesh axes). XLA's partitioner does the
+rest, from the shardings of the state, of the batch and of the model's `constrain` calls.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, nearest
 from t5x_lite.model.axes import Rule, axis_rules, logical_to_spec
 
 MESH_AXES = ("data", "fsdp", "model")
+LOGICAL_AXES = ("batch", "length", "embed", "heads", "kv", "mlp", "vocab", "layers", "relpos_buckets")
 
 # T5X's data parallelism: parameters whole on every device, each computes its share of the batch.
 DATA_PARALLEL: tuple[Rule, ...] = (("batch", ("data", "fsdp")),)
@@ -32,7 +33,8 @@ class Partitioner:
     rules: tuple[Rule, ...]
 
     def sharding(self, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-        return NamedSharding(self.mesh, logical_to_spec(logical_axes, self.rules, dict(self.mesh.shape), shape))
+        spec = logical_to_spec(logical_axes, self.rules, dict(self.mesh.shape), shape)
+        return NamedSharding(self.mesh, spec)
 
     def shardings(self, axes_tree: Any, abstract_tree: Any) -> Any:
         """A NamedSharding for each array of `abstract_tree`, from the tuple of logical axes in its place."""
@@ -45,9 +47,8 @@ class Partitioner:
     @property
     def data_size(self) -> int:
         """The number of parts that a batch is cut into."""
-        axes = next((target for name, target in self.rules if name == "batch"), None) or ()
-        names = (axes,) if isinstance(axes, str) else axes
-        return math.prod(self.mesh.shape.get(name, 1) for name in names)
+        axes = next((target for name, target in self.rules if name == "batch"), None)
+        return math.prod(self.mesh.shape[name] for name in _mesh_axes(axes) or ())
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -71,43 +72,82 @@ class Partitioner:
 def make_partitioner(
     mesh_shape: Mapping[str, int] | None = None, rules: Sequence[Rule] = DATA_PARALLEL
 ) -> Partitioner:
-    """A partitioner over all devices; one mesh axis may be -1, "what is left". Default: data parallel.
+    """A partitioner over all devices, data parallel by default, after joining the job's other processes.
 
-    Raises UserError for an unknown mesh axis and for a shape that is not the number of devices.
+    One mesh axis may be -1, "what is left". Without a -1 the mesh takes the first devices and may leave some
+    out, unless there are several processes.
+
+    Raises UserError for an unknown axis and for a shape that the devices do not fill.
     """
+    initialize_distributed()
     shape = dict(mesh_shape or {"data": -1})
     for name, size in shape.items():
-        if name not in MESH_AXES or not (size == -1 or size >= 1):
-            raise UserError(f"Partitioner.mesh_shape: {name!r}: {size}; axes are {MESH_AXES}, sizes 1 and up or -1")
+        _check_name("Partitioner.mesh_shape", "mesh axis", name, MESH_AXES)
+        if size != -1 and size < 1:
+            raise UserError(
+                f"Partitioner.mesh_shape: {name!r} is {size}; it must be 1 or more, or -1 for the rest"
+            )
+    for name, target in rules:
+        _check_name("Partitioner.rules", "logical axis", name, LOGICAL_AXES)
+        for mesh_axis in _mesh_axes(target) or ():
+            _check_name(f"Partitioner.rules, {name!r}", "mesh axis", mesh_axis, MESH_AXES)
+    devices = jax.devices()
+    sizes = _mesh_sizes(shape, len(devices))
+    mesh = jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[: math.prod(sizes)]
+    )
+    return Partitioner(mesh, tuple((name, _mesh_axes(target)) for name, target in rules))
+
+
+def _mesh_sizes(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
     sizes = [shape.get(name, 1) for name in MESH_AXES]
-    devices = len(jax.devices())
     known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) > 1 or devices % known or (-1 not in sizes and known != devices):
+    if -1 in sizes:
+        fits = sizes.count(-1) == 1 and devices % known == 0
+    else:
+        fits = known == devices or (known < devices and jax.process_count() == 1)
+    if not fits:
         raise UserError(
-            f"Partitioner.mesh_shape {shape} does not fit {devices} device(s); let one axis be -1, "
-            f"or sizes multiply to {devices}"
+            f"Partitioner.mesh_shape {dict(shape)} does not fit {devices} device(s); "
+            f"let one axis be -1 and the others multiply to a divisor of {devices}"
         )
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    return Partitioner(mesh, tuple((name, _as_tuple(target)) for name, target in rules))
+    return tuple(devices // known if size == -1 else size for size in sizes)
 
 
-def _as_tuple(target: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
-    return target if target is None or isinstance(target, str) else tuple(target)
+def _check_name(where: str, kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        names = ", ".join(known)
+        raise UserError(f"{where}: no {kind} {name!r}{nearest(name, known)}; there are {names}")
+
+
+def _mesh_axes(target: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (target,) if isinstance(target, str) else None if target is None else tuple(target)
 
 
 def initialize_distributed() -> None:
-    """Joins the other processes of this job, where the environment says that there are any.
+    """Joins the other processes of this job, where the environment says that there are any; once is enough.
 
-    JAX finds them by itself on Cloud TPU pods, Slurm and Open MPI; elsewhere JAX_COORDINATOR_ADDRESS (host:port),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are.
+    JAX finds them by itself on Cloud TPU pods and under Slurm's srun; elsewhere JAX_COORDINATOR_ADDRESS
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are. Must come before anything asks for
+    devices.
     """
     environment = os.environ
+    if jax.distributed.is_initialized():
+        return
     if "JAX_COORDINATOR_ADDRESS" in environment:
-        jax.distributed.initialize(
-            num_processes=int(environment["JAX_NUM_PROCESSES"]), process_id=int(environment["JAX_PROCESS_ID"])
-        )
-    elif int(environment.get("SLURM_NTASKS", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        numbers = []
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            if not environment.get(name, "").isdecimal():
+                raise UserError(
+                    f"JAX_COORDINATOR_ADDRESS is set and {name} is {environment.get(name)!r}; set all of "
+                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or none for one process"
+                )
+            numbers.append(int(environment[name]))
+        jax.distributed.initialize(num_processes=numbers[0], process_id=numbers[1])
+    # SLURM_NTASKS would also be there in an allocation's shell, where this is the only process.
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in environment.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    ):
         jax.distributed.initialize()
 
 
@@ -121,33 +161,48 @@ def with_shardings(abstract_tree: Any, shardings: Any) -> Any:
 
 
 def like_parameters(state: Any, abstract_params: Any, param_shardings: Any, replicated: NamedSharding) -> Any:
-    """Shardings of an optimizer's state: each array that belongs to a parameter lies as the parameter lies.
+    """Shardings of an optimizer's state: each array that belongs to a parameter lies as that one does.
 
-    An array belongs to the parameter whose name its own path ends with. One of equal shape takes its sharding; one
-    that lacks an axis (Adafactor's rows and columns) takes it without that axis; the rest is replicated.
+    An array belongs to the parameter whose name its own path ends with. One of equal shape takes its sharding;
+    one that lacks an axis (Adafactor's rows and columns), or has two neighbouring axes made one, takes what
+    remains of it; the rest is replicated.
     """
     named = {}
     shapes = jax.tree_util.tree_flatten_with_path(abstract_params)[0]
     for (path, leaf), sharding in zip(shapes, jax.tree.leaves(param_shardings), strict=True):
-        named[_name(path)] = (leaf.shape, sharding)
+        entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
+        named[_name(path)] = (leaf.shape, entries)
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
         words = _name(path).split("/")
         names = ("/".join(words[start:]) for start in range(len(words)))
         found = next((named[name] for name in names if name in named), None)
-        return _reduced(leaf.shape, *found) if found else replicated
+        spec = _spec_of_part(leaf.shape, *found) if found else None
+        return replicated if spec is None else NamedSharding(replicated.mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _reduced(shape: tuple[int, ...], param_shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
-    entries = [*sharding.spec, *(None,) * (len(param_shape) - len(sharding.spec))]
-    if shape == param_shape:
-        return sharding
-    for axis in range(len(param_shape)):
-        if shape == param_shape[:axis] + param_shape[axis + 1 :]:
-            return NamedSharding(sharding.mesh, PartitionSpec(*entries[:axis], *entries[axis + 1 :]))
-    return NamedSharding(sharding.mesh, PartitionSpec())
+def _spec_of_part(shape: tuple[int, ...], whole: tuple[int, ...], entries: tuple) -> PartitionSpec | None:
+    """The layout of an array of `shape` that was made from one of shape `whole`; None where it was not."""
+    views = [(whole, entries)]
+    for axis in range(len(whole) - 1):
+        # Two axes made one keep the layout of the outer: the inner one's blocks are not contiguous in it.
+        merged = whole[axis] * whole[axis + 1]
+        views.append(
+            (
+                (*whole[:axis], merged, *whole[axis + 2 :]),
+                (*entries[: axis + 1], *entries[axis + 2 :]),
+            )
+        )
+    for view, spec in views:
+        if shape == view:
+            return PartitionSpec(*spec)
+    for view, spec in views:
+        for axis in range(len(view)):
+            if shape == (*view[:axis], *view[axis + 1 :]):
+                return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+    return None
 
 
 def sharding_table(tree: Any) -> str:
@@ -159,15 +214,17 @@ def sharding_table(tree: Any) -> str:
         rows.append((_name(path), shape, str(leaf.dtype), spec, f"{bytes_per_device(leaf):,}"))
     rows.insert(0, ("parameter", "shape", "dtype", "spec", "bytes/device"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = [[text.ljust(width) for text, width in zip(row, widths, strict=True)][:-1] for row in rows]
-    return "\n".join("  ".join([*cells, row[-1].rjust(widths[-1])]) for cells, row in zip(left, rows, strict=True))
+    lines = []
+    for *words, size in rows:
+        cells = [word.ljust(width) for word, width in zip(words, widths, strict=False)]
+        lines.append("  ".join([*cells, size.rjust(widths[-1])]))
+    return "\n".join(lines)
 
 
 def bytes_per_device(tree: Any) -> int:
     """What one device holds of a tree whose leaves have shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _name(path: tuple) -> str:

@@ -1,4 +1,7 @@
-"""python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run]"""
+"""Trains a model, or goes on with a run.
+
+python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run]
+"""
 
 import sys
 
@@ -6,13 +9,16 @@ from t5x_lite import config
 
 
 def main(argv: list[str]) -> None:
-    args = config.parse(argv, doc=__doc__)
+    def flags(parser):
+        parser.add_argument("--dry_run", action="store_true", help="print the plan and stop; writes nothing")
+
+    args = config.parse(argv, __doc__, flags)
     from t5x_lite.training.loop import NonFiniteLoss, train
 
     try:
         train(config.build("train"), dry_run=args.dry_run)
     except NonFiniteLoss as stop:
-        sys.exit(f"t5x_lite.train: {stop}")
+        sys.exit(f"python -m t5x_lite.train: {stop}")
 
 
 if __name__ == "__main__":

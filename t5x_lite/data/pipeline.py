@@ -190,16 +190,18 @@ def load_eval(
     """The evaluation set of a task; of more than `max_examples`, the same evenly drawn ones every time."""
     from t5x_lite.data import registry
 
-    dataset = registry.with_vocabulary(task, vocabulary).get_dataset(dict(lengths), split=split, shuffle=False)
+    drawn = task if max_examples is None else registry.sampled(task, split, max_examples)
+    dataset = registry.with_vocabulary(drawn, vocabulary).get_dataset(
+        dict(lengths), split=split, shuffle=False
+    )
     examples = list(dataset.as_numpy_iterator())
-    if max_examples is not None and len(examples) > max_examples:
-        chosen = _random(0, len(examples)).permutation(len(examples))[:max_examples]
-        examples = [examples[i] for i in sorted(chosen)]
     return EvalSet(
         task=task,
         inputs=[example["inputs"].tolist() for example in examples],
         targets=[example["targets"].tolist() for example in examples],
-        texts=[_string(example.get("inputs_pretokenized"), vocabulary, example["inputs"]) for example in examples],
+        texts=[
+            _string(example.get("inputs_pretokenized"), vocabulary, example["inputs"]) for example in examples
+        ],
         answers=[_answers(example, vocabulary, task) for example in examples],
         templates=[_string(example.get("template", task.name)) for example in examples],
         template_splits=[_string(example.get("template_split", "seen")) for example in examples],
@@ -218,4 +220,3 @@ def _string(value: Any, vocabulary: Vocabulary | None = None, ids: Sequence[int]
     if value is None and vocabulary is not None:
         return vocabulary.decode(ids)
     return value.decode() if isinstance(value, bytes) else str(value)
-

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -48,7 +49,9 @@ class Instructions:
                     "targets": targets,
                     "template": template.name,
                     "template_split": template.split,
-                    "answers": [str(answer) for answer in row[self.answers_field]] if self.answers_field else [targets],
+                    "answers": [str(answer) for answer in row[self.answers_field]]
+                    if self.answers_field
+                    else [targets],
                 }
 
     def templates_of(self, split: str, row: int) -> Sequence[InstructionTemplate]:
@@ -58,7 +61,9 @@ class Instructions:
         seen = [template for template in self.templates if template.split == "seen"]
         if self.renderings_per_row is None:
             return seen
-        return sorted(seen, key=lambda template: _hash(self.name, row, template.name))[: self.renderings_per_row]
+        return sorted(seen, key=lambda template: _hash(self.name, row, template.name))[
+            : self.renderings_per_row
+        ]
 
     def size(self, split: str) -> int:
         """The number of rendered examples."""
@@ -76,7 +81,9 @@ class Instructions:
             if row != own and row not in chosen:
                 chosen.append(row)
             elif attempt > 100 * MAX_FEW_SHOT:
-                raise UserError(f"task {self.name!r}: the train split has no {self.few_shot} other rows to show")
+                raise UserError(
+                    f"task {self.name!r}: the train split has no {self.few_shot} other rows to show"
+                )
         return chosen
 
 
@@ -110,7 +117,9 @@ def register_task(
         name,
         source=seqio.FunctionDataSource(functools.partial(_dataset, instructions), splits=source.splits),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
-        output_features={key: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for key in ("inputs", "targets")},
+        output_features={
+            key: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for key in ("inputs", "targets")
+        },
         metric_fns=list(metrics),
     )
     _INSTRUCTIONS[name] = instructions
@@ -134,10 +143,14 @@ def register_mixture(
     rules: dict[str, Callable[[seqio.Task], float] | float] = {
         "equal": 1.0,
         "proportional": lambda task: min(num_examples(task, "train"), cap or sys.maxsize),
-        "temperature": lambda task: min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature),
+        "temperature": lambda task: (
+            min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature)
+        ),
     }
     if rates not in rules:
-        raise UserError(f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}")
+        raise UserError(
+            f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}"
+        )
     for task in tasks:
         get_mixture_or_task(task)
     if name in seqio.MixtureRegistry.names():
@@ -179,9 +192,41 @@ def with_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> seqio.Task:
     """The task with a run's vocabulary in place of the declared one; the registered task stays as it is."""
     declared = vocabulary.to_seqio()
     features = {
-        key: dataclasses.replace(feature, vocabulary=declared) for key, feature in task.output_features.items()
+        key: dataclasses.replace(feature, vocabulary=declared)
+        for key, feature in task.output_features.items()
     }
     return task.replace(output_features=features)
+
+
+def sampled(task: seqio.Task, split: str, max_examples: int) -> seqio.Task:
+    """The task over at most `max_examples` of its source's examples, evenly drawn, the same ones every time."""
+    raw = task.source.get_dataset(split=split, shuffle=False)
+    count = int(raw.cardinality())
+    if count < 0:  # a file or a filter does not say
+        count = int(raw.reduce(np.int64(0), lambda total, _: total + 1))
+    if count <= max_examples:
+        return task
+    chosen = np.zeros(count, bool)
+    chosen[np.random.Generator(np.random.Philox(count)).permutation(count)[:max_examples]] = True
+
+    def draw(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files, seed
+        keep = tf.constant(chosen)
+        return raw.enumerate().filter(lambda number, _: keep[number]).map(lambda _, example: example)
+
+    return task.replace(source=seqio.FunctionDataSource(draw, splits=[split]))
+
+
+def texts(task: seqio.Task, split: str) -> Iterator[str]:
+    """The text of every example's inputs and targets, as it stands before it is tokenised."""
+    if task.name in _INSTRUCTIONS:
+        for example in _INSTRUCTIONS[task.name].render(split):
+            yield from (example["inputs"], example["targets"])
+        return
+    for example in task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator():
+        for name, feature in task.output_features.items():
+            text = example.get(f"{name}_pretokenized")
+            yield text.decode() if text is not None else feature.vocabulary.decode(example[name].tolist())
 
 
 def import_module(name: str) -> None:
@@ -240,7 +285,9 @@ _INSTRUCTIONS: dict[str, Instructions] = {}
 _MODULES: dict[str, str] = {}
 
 
-def _dataset(instructions: Instructions, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+def _dataset(
+    instructions: Instructions, split: str, shuffle_files: bool, seed: int | None = None
+) -> tf.data.Dataset:
     """All rendered examples as one dataset; columns, since a Python generator is ten times slower in tf.data."""
     del shuffle_files, seed  # the order of rows is fixed; the training pipeline shuffles
     examples = list(instructions.render(split))
@@ -258,11 +305,15 @@ def _check_templates(name: str, source: Source, templates: Sequence[InstructionT
     names = [template.name for template in templates]
     repeated = next((one for one in names if names.count(one) > 1), None)
     if repeated:
-        raise UserError(f"task {name!r}: two templates are named {repeated!r}; names tell them apart in reports")
+        raise UserError(
+            f"task {name!r}: two templates are named {repeated!r}; names tell them apart in reports"
+        )
     if not any(template.split == "seen" for template in templates):
         raise UserError(f"task {name!r}: no template of split 'seen', so nothing could be trained")
     if "train" not in source.splits:
-        raise UserError(f"task {name!r}: no split 'train'{nearest('train', source.splits)}; there are {source.splits}")
+        raise UserError(
+            f"task {name!r}: no split 'train'{nearest('train', source.splits)}; there are {source.splits}"
+        )
     if isinstance(source, Tfds):
         return  # reading a row would download the set
     first = next(iter(source.rows("train")), None)
@@ -289,4 +340,3 @@ def _caller() -> str:
 
 def _module_of(name: str) -> str:
     return _MODULES.get(name, "plain SeqIO")
-

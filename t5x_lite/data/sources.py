@@ -29,7 +29,9 @@ class Source:
         The shuffle comes first, so that the shards of one seed are parts of one order. UserError for an unknown split.
         """
         if split not in self.splits:
-            raise UserError(f"no split {split!r}{nearest(split, self.splits)}; there are {', '.join(self.splits)}")
+            raise UserError(
+                f"no split {split!r}{nearest(split, self.splits)}; there are {', '.join(self.splits)}"
+            )
         rows: Iterable[Row] = self.read(split)
         if seed is not None:
             rows = list(rows)
@@ -66,7 +68,9 @@ class Files(Source):
     def read(self, split: str) -> Iterable[Row]:
         paths = sorted(glob.glob(self._patterns[split]))
         if not paths:
-            raise UserError(f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists")
+            raise UserError(
+                f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists"
+            )
         for path in paths:
             yield from _read_file(path)
 

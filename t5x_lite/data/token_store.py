@@ -1,13 +1,14 @@
 """A task's split as token ids in memory: SeqIO runs once, and training never waits for TensorFlow again."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
+
+_BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,29 +49,19 @@ def materialize(task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, 
 
     if split not in task.splits:
         raise UserError(f"task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
-    dataset = registry.with_vocabulary(task, vocabulary).get_dataset(dict(lengths), split=split, shuffle=False)
-    columns: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
-    for example in dataset.as_numpy_iterator():
-        for name, column in columns.items():
-            column.append(np.asarray(example[name], np.int32))
-    if not columns["inputs"]:
+    dataset = registry.with_vocabulary(task, vocabulary).get_dataset(
+        dict(lengths), split=split, shuffle=False
+    )
+    dataset = dataset.map(lambda example: {name: example[name] for name in ("inputs", "targets")})
+    # Whole batches cross from TensorFlow to Python: one example at a time costs more than tokenising it.
+    batches = list(dataset.ragged_batch(_BATCH))
+    if not batches:
         raise UserError(f"task {task.name!r}: its split {split!r} has no examples")
-    return TokenStore(task.name, *_flat(columns["inputs"]), *_flat(columns["targets"]))
+    return TokenStore(task.name, *_flat(batches, "inputs"), *_flat(batches, "targets"))
 
 
-def _flat(arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)])
-    return np.concatenate(arrays), offsets
-
-
-def texts(task, split: str) -> Iterator[tuple[str, str]]:
-    """(inputs, targets) text of every example, as it stands before it is tokenised."""
-    for example in task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator():
-        yield _text(example, "inputs", task), _text(example, "targets", task)
-
-
-def _text(example: Mapping[str, Any], name: str, task) -> str:
-    pretokenized = example.get(f"{name}_pretokenized")
-    if pretokenized is not None:
-        return pretokenized.decode()
-    return task.output_features[name].vocabulary.decode(np.asarray(example[name]).tolist())
+def _flat(batches: list, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of all examples in one array, and where each begins."""
+    lengths = np.concatenate([batch[name].row_lengths().numpy() for batch in batches])
+    ids = np.concatenate([batch[name].flat_values.numpy() for batch in batches])
+    return ids.astype(np.int32), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

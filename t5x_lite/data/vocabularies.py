@@ -15,6 +15,7 @@ import sentencepiece
 from t5x_lite.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+LOST_SHARE_WARNED = 0.01  # of the characters; more than this is said aloud
 
 _MODEL_FILE, _DESCRIPTION_FILE = "spiece.model", "vocabulary.json"
 _BYTE_OFFSET = 3
@@ -78,7 +79,9 @@ class Vocabulary:
         for text in texts:
             counts.update(text)
         lost = Counter({character: n for character, n in counts.items() if self._is_lost(character)})
-        return Coverage(counts.total(), lost.total(), tuple(character for character, _ in lost.most_common(20)))
+        return Coverage(
+            counts.total(), lost.total(), tuple(character for character, _ in lost.most_common(20))
+        )
 
     def _is_lost(self, character: str) -> bool:
         if self._pieces is None or character.isspace():
@@ -116,7 +119,9 @@ def load(folder: str | Path) -> Vocabulary:
         description = json.loads((folder / _DESCRIPTION_FILE).read_text())
         model = (folder / _MODEL_FILE).read_bytes() if description["kind"] != "bytes" else None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable vocabulary ({error}); restore it from a copy of the run") from None
+        raise UserError(
+            f"{folder}: no readable vocabulary ({error}); restore it from a copy of the run"
+        ) from None
     vocabulary = Vocabulary(description["kind"], model, description["extra_ids"])
     if vocabulary.sha256 != description["sha256"]:
         raise UserError(
@@ -134,7 +139,9 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
     """
     lines = sorted({line for text in texts for line in text.splitlines() if line.strip()})
     if not lines:
-        raise UserError("the tasks' train split has no text to make a vocabulary of; set VOCABULARY to a .model file")
+        raise UserError(
+            "the tasks' train split has no text to make a vocabulary of; set VOCABULARY to a .model file"
+        )
     settings = {
         "vocab_size": size,
         "model_type": "unigram",
@@ -183,7 +190,9 @@ def from_file(path: str | Path) -> Vocabulary:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD_ID, EOS_ID, UNK_ID):
-        raise UserError(f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}")
+        raise UserError(
+            f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}"
+        )
     return vocabulary
 
 

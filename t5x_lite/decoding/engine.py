@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from t5x_lite import partitioning
 from t5x_lite.checkpoints import Checkpoints
-from t5x_lite.data.vocabularies import Vocabulary, load
+from t5x_lite.data.vocabularies import LOST_SHARE_WARNED, Vocabulary, load
 from t5x_lite.decoding.greedy import Generator
 from t5x_lite.model import T5Config, abstract_params, logical_axes
 from t5x_lite.run_folder import read_manifest
-
-_LOST_SHARE_WARNED = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +58,9 @@ class Engine:
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if len(tokens) >= limit:
-                log.warning("prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt)
+                log.warning(
+                    "prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt
+                )
         inputs = [[*tokens[: limit - 1], self.vocabulary.eos_id] for tokens in encoded]
         generations = self.generator.generate(inputs, max_tokens or self.lengths["targets"])
         return [Answer(self.vocabulary.decode(g.tokens), g.score, g.ended) for g in generations]
@@ -68,7 +68,7 @@ class Engine:
     def warn_of_lost_characters(self, prompts: Sequence[str]) -> None:
         """A vocabulary that cannot express the prompt makes the answer garbage: say so."""
         coverage = self.vocabulary.coverage(prompts)
-        if coverage.share > _LOST_SHARE_WARNED:
+        if coverage.share > LOST_SHARE_WARNED:
             log.warning(
                 "%.0f%% of the prompt's characters are not in this run's vocabulary and reach the model as <unk> (%s)",
                 100 * coverage.share,

@@ -5,6 +5,7 @@ from t5x_lite.model.config import T5Config
 from t5x_lite.model.network import (
     abstract_params,
     bind,
+    describe_model,
     init_params,
     logical_axes,
     stack_layers,
@@ -20,6 +21,7 @@ __all__ = [
     "axis_rules",
     "bind",
     "constrain",
+    "describe_model",
     "init_params",
     "logical_axes",
     "logical_to_spec",

@@ -1,6 +1,7 @@
 """The model as the rest of the program sees it: nested dicts of arrays, and a module over them inside jit."""
 
 import dataclasses
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -70,6 +71,21 @@ def unstack_layers(params: Mapping[str, Any]) -> Params:
         return rest | {f"layers_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], layers) for n in range(count)}
 
     return dict(params) | {part: unstacked(params[part]) for part in ("encoder", "decoder")}
+
+
+def describe_model(config: T5Config) -> str:
+    """The text of `inspect model`: configuration, every weight's shape and logical axes, and exact counts."""
+    lines = [f"{field.name} = {getattr(config, field.name)!r}" for field in dataclasses.fields(config)]
+    shapes = jax.tree_util.tree_flatten_with_path(abstract_params(config))[0]
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in shapes]
+    axes = jax.tree.leaves(logical_axes(config), is_leaf=lambda node: isinstance(node, tuple))
+    width = max(len(name) for name, _ in named)
+    lines.append("")
+    for (name, leaf), names in zip(named, axes, strict=True):
+        shape = " x ".join(map(str, leaf.shape))
+        lines.append(f"{name:{width}}  {shape:>20}  {leaf.dtype}  ({', '.join(names)})")
+    lines += ["", f"{config.num_parameters:,} parameters in {len(named)} arrays"]
+    return "\n".join(lines)
 
 
 def _plain(model: T5) -> Params:

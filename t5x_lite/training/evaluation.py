@@ -6,15 +6,18 @@ answers only the wordings it was trained on must show it. One exact pass: no exa
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.greedy import Generator
 from t5x_lite.errors import UserError
-from t5x_lite.training.run import Run
+from t5x_lite.training.report import write_report
+from t5x_lite.training.run import Run, TrainConfig, prepare
+from t5x_lite.training.state import abstract_state
 
 _SAMPLES_PER_TASK = 6
 
@@ -26,11 +29,37 @@ def load_eval_sets(run: Run, split: str, max_examples: int | None) -> list[EvalS
     having = [task for task in run.tasks if split in task.splits]
     if not having:
         splits = sorted({name for task in run.tasks for name in task.splits})
-        raise UserError(f"no task of {run.config.mixture_or_task_name!r} has a split {split!r}; splits: {splits}")
+        raise UserError(
+            f"no task of {run.config.mixture_or_task_name!r} has a split {split!r}; splits: {splits}"
+        )
     return [load_eval(task, split, run.vocabulary, run.lengths, max_examples) for task in having]
 
 
-def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str) -> dict[str, Any]:
+def evaluate_run(
+    config: TrainConfig, *, split: str | None, step: int | None, max_examples: int | None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run folder and renews its eval/results.json and report.html.
+
+    `step` defaults to the best step by the run's metric, else the latest. Raises UserError as `prepare` does, and
+    where there is no checkpoint.
+    """
+    run = prepare(config)
+    checkpoints = Checkpoints(config.model_dir, best_metric=config.best_metric)
+    step = step if step is not None else checkpoints.best_step() or checkpoints.latest_step()
+    abstract = abstract_state(run.model, config.optimizer, config.partitioner)
+    params = checkpoints.restore_params(abstract.params, step=step)
+    split = split or config.eval_split
+    eval_sets = load_eval_sets(run, split, max_examples)
+    generator = Generator(run.model, params, eos_id=run.vocabulary.eos_id, partitioner=config.partitioner)
+    results = evaluate(run, generator, eval_sets, step=step, split=split)
+    write_results(config.model_dir, results)
+    write_report(config.model_dir)
+    return results
+
+
+def evaluate(
+    run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str
+) -> dict[str, Any]:
     """Scores every set; see `summarize` for the shape of what comes back."""
     tasks = {}
     samples: list[dict] = []
@@ -56,7 +85,11 @@ def score_task(examples: EvalSet, predictions: Sequence[Any], scores: Sequence[f
     """{"metrics", "examples", "templates": {name: {"split", "metrics", "examples"}}, "summary"} of one task."""
 
     def score(rows: Sequence[int]) -> Scores:
-        chosen = [examples.answers[i] for i in rows], [predictions[i] for i in rows], [scores[i] for i in rows]
+        chosen = (
+            [examples.answers[i] for i in rows],
+            [predictions[i] for i in rows],
+            [scores[i] for i in rows],
+        )
         return call_metrics(examples.task, *chosen)
 
     rows_of: dict[str, list[int]] = {}
@@ -113,13 +146,17 @@ def overall(tasks: Mapping[str, dict]) -> Scores:
 
 def flat(results: Mapping[str, Any]) -> Scores:
     """One flat dict for metrics.jsonl: `overall` and `task/metric`."""
-    by_task = {f"{name}/{m}": v for name, task in results["tasks"].items() for m, v in task["metrics"].items()}
+    by_task = {
+        f"{name}/{m}": v for name, task in results["tasks"].items() for m, v in task["metrics"].items()
+    }
     return {**results["overall"], **by_task}
 
 
 def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
     """A few wrong and a few right predictions of a task, unseen templates first."""
-    correct = [prediction in answers for prediction, answers in zip(predictions, examples.answers, strict=True)]
+    correct = [
+        prediction in answers for prediction, answers in zip(predictions, examples.answers, strict=True)
+    ]
     order = sorted(range(len(predictions)), key=lambda i: (examples.template_splits[i] == "seen", i))
     wrong = [i for i in order if not correct[i]][: _SAMPLES_PER_TASK // 2]
     right = [i for i in order if correct[i]][: _SAMPLES_PER_TASK - len(wrong)]
@@ -148,7 +185,9 @@ def write_results(run_dir: str, results: Mapping[str, Any]) -> None:
 
 def table(results: Mapping[str, Any]) -> str:
     """What a person reads on the terminal: a row per task, its metrics, means over seen and unseen templates."""
-    lines = [f"{'task':28} {'examples':>8}  {'metric':12} {'all':>6} {'seen':>6} {'unseen':>6}  min..max over unseen"]
+    lines = [
+        f"{'task':28} {'examples':>8}  {'metric':12} {'all':>6} {'seen':>6} {'unseen':>6}  min..max over unseen"
+    ]
     for name, task in results["tasks"].items():
         for row, (metric, value) in enumerate(task["metrics"].items()):
             seen, unseen = (task["summary"].get(split, {}).get(metric) for split in ("seen", "unseen"))

@@ -1,6 +1,7 @@
 """The training run, in the order in which it happens."""
 
 import dataclasses
+import itertools
 import math
 import os
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from t5x_lite import config as gin_config
 from t5x_lite import partitioning
 from t5x_lite.checkpoints import Checkpoints, PreemptionGuard, restore_partial
+from t5x_lite.data import vocabularies
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
 from t5x_lite.decoding.greedy import Generator
@@ -25,6 +27,7 @@ from t5x_lite.training.state import TrainState, abstract_state, init_state
 from t5x_lite.training.step import make_train_step
 
 _PREFETCHED_BATCHES = 4
+_TEXTS_LOOKED_AT = 10_000  # for the share of lost characters; a large set is not read whole for it
 
 
 class NonFiniteLoss(Exception):
@@ -50,12 +53,17 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     # ---------------------------------------------------------------- run folder
     if main_process and not run.resuming:
         write_run_folder(run)
-    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric)
+    checkpoints = Checkpoints(
+        config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric
+    )
 
     # ---------------------------------------------------------------- data
     stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
     iterator = make_iterator(run, stores)
     eval_sets = evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
+
+    if main_process:
+        warn_of_lost_characters(run)
 
     # ---------------------------------------------------------------- state
     state, decision = initial_state(run, abstract, checkpoints, iterator)
@@ -77,7 +85,11 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     )
     loop = Loop(run, stores, checkpoints, eval_sets, log, progress, started)
     try:
-        with PreemptionGuard() as guard, config.partitioner.context(), prefetch(iterator, _PREFETCHED_BATCHES) as batches:
+        with (
+            PreemptionGuard() as guard,
+            config.partitioner.context(),
+            prefetch(iterator, _PREFETCHED_BATCHES) as batches,
+        ):
             loop.go(state, train_step, batches, guard)
     finally:
         checkpoints.close()
@@ -87,6 +99,20 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     if main_process:
         write_report(config.model_dir)
         print(f"report: {os.path.join(config.model_dir, 'report.html')}")
+
+
+def warn_of_lost_characters(run: Run) -> None:
+    """A task whose text the vocabulary cannot express trains on <unk>: say so before hours are spent."""
+    from t5x_lite.data import registry
+
+    for task in run.tasks:
+        coverage = run.vocabulary.coverage(itertools.islice(registry.texts(task, "train"), _TEXTS_LOOKED_AT))
+        if coverage.share > vocabularies.LOST_SHARE_WARNED:
+            print(
+                f"WARNING {task.name}: {coverage.share:.1%} of its characters are not in the vocabulary and reach the "
+                f"model as <unk>: {' '.join(coverage.examples)}",
+                flush=True,
+            )
 
 
 def write_run_folder(run: Run) -> None:
@@ -129,7 +155,9 @@ def initial_state(
         state = init_state(run.model, config.optimizer, jax.random.key(config.seed), config.partitioner)
     if config.initial_checkpoint_path:
         params = restore_partial(state.params, config.initial_checkpoint_path, config.assignment_map or ())
-        return dataclasses.replace(state, params=params), f"state: parameters from {config.initial_checkpoint_path}, step 0"
+        return dataclasses.replace(
+            state, params=params
+        ), f"state: parameters from {config.initial_checkpoint_path}, step 0"
     return state, f"state: random parameters from seed {config.seed}, step 0"
 
 
@@ -158,7 +186,9 @@ class Loop:
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
         self.unchecked: list[tuple[int, dict[str, int], jax.Array]] = []
 
-    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> None:
+    def go(
+        self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard
+    ) -> None:
         """Steps until the last one or a SIGTERM; the state it stops with is saved."""
         config = self.config
         start = step = int(state.step)
@@ -205,10 +235,15 @@ class Loop:
         self.progress.pause()
         if self.generator is None:
             self.generator = Generator(
-                self.run.model, state.params, eos_id=self.run.vocabulary.eos_id, partitioner=self.config.partitioner
+                self.run.model,
+                state.params,
+                eos_id=self.run.vocabulary.eos_id,
+                partitioner=self.config.partitioner,
             )
         self.generator.params = state.params
-        results = evaluation.evaluate(self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split)
+        results = evaluation.evaluate(
+            self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split
+        )
         # The next step donates these arrays.
         self.generator.params = {}
         scores = evaluation.flat(results)
@@ -220,7 +255,9 @@ class Loop:
         self.progress.resume()
         return scores
 
-    def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
+    def save(
+        self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None
+    ) -> None:
         self.check_finite(until=step)
         if self.log:
             self.log.flush()

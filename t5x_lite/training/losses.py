@@ -1,4 +1,7 @@
-"""Cross-entropy with z-loss and label smoothing, as T5 trains: sums here, divided once by the global weight sum."""
+"""Cross-entropy with z-loss and label smoothing, as T5 trains.
+
+Sums here; the step divides once, by the weights of the global batch.
+"""
 
 import math
 from typing import NamedTuple
@@ -31,8 +34,8 @@ def cross_entropy(
 ) -> Losses:
     """Integer labels, so no [B, T, V] array of targets is ever built.
 
-    `z_loss` weighs log(Z)^2 (Mesh TensorFlow). Label smoothing gives the other V-1 tokens an equal share and takes
-    the entropy of the smoothed target away, so that a perfect model has loss 0, as in T5X.
+    `z_loss` weighs log(Z)^2 (Mesh TensorFlow). Label smoothing gives the other V-1 tokens an equal share and
+    takes the entropy of the smoothed target away, so that a perfect model has loss 0, as in T5X.
     """
     logits = logits.astype(jnp.float32)
     weights = weights.astype(jnp.float32)

@@ -15,20 +15,23 @@ class MetricsLog:
     """The metrics of one run folder; opened at `resume_step`, it forgets what was logged after that step.
 
     Training metrics are read from the device when the next ones come, so that logging never waits for a step.
-    Floats are written so that they read back to the same bits.
+    Floats are written so that they read back to the same bits (what is no number as Python's NaN and Infinity).
     """
 
     def __init__(self, run_dir: str, resume_step: int = 0):
-        self._path = os.path.join(run_dir, METRICS_FILE)
-        self._pending: tuple[int, Mapping[str, Any], dict[str, float]] | None = None
-        _forget_after(self._path, resume_step)
-        self._file = open(self._path, "a")  # noqa: SIM115 - open for the whole run
+        os.makedirs(run_dir, exist_ok=True)
+        path = os.path.join(run_dir, METRICS_FILE)
+        self._pending: tuple[int, Mapping[str, jax.Array], dict[str, float]] | None = None
+        _forget_after(run_dir, resume_step)
+        self._file = open(path, "a")  # noqa: SIM115 - open for the whole run
+        # TensorBoard hides the events of the steps that are about to be taken again.
+        purge = resume_step + 1 if resume_step else None
         self._writers = {
-            kind: SummaryWriter(os.path.join(run_dir, kind), purge_step=resume_step + 1) for kind in ("train", "eval")
+            kind: SummaryWriter(os.path.join(run_dir, kind), purge_step=purge) for kind in ("train", "eval")
         }
 
     def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> None:
-        """Takes the metrics of a step, and writes those of the step before it."""
+        """Takes the metrics of a step, scalars still on the device, and writes those of the step before it."""
         self.flush()
         self._pending = step, metrics, dict(more)
 
@@ -42,6 +45,7 @@ class MetricsLog:
         self._line("train", step, values | more)
 
     def write_eval(self, step: int, scores: Mapping[str, float]) -> None:
+        """Writes the scores of an evaluation at once, after the training metrics that are pending."""
         self.flush()
         self._line("eval", step, dict(scores))
 
@@ -59,7 +63,7 @@ class MetricsLog:
 
 
 def read(run_dir: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The lines of metrics.jsonl, none where there is no file; a line that a kill cut short is left out."""
     path = os.path.join(run_dir, METRICS_FILE)
     if not os.path.exists(path):
         return []
@@ -69,12 +73,14 @@ def read(run_dir: str) -> list[dict[str, Any]]:
             try:
                 lines.append(json.loads(line))
             except ValueError:
-                break
+                continue
     return lines
 
 
-def _forget_after(path: str, step: int) -> None:
-    kept = [line for line in read(os.path.dirname(path)) if line["step"] <= step]
+def _forget_after(run_dir: str, step: int) -> None:
+    """Rewrites metrics.jsonl, whole or not at all, without the lines after the step."""
+    path = os.path.join(run_dir, METRICS_FILE)
+    kept = [line for line in read(run_dir) if line["step"] <= step]
     with open(path + ".tmp", "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
     os.replace(path + ".tmp", path)

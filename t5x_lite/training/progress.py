@@ -1,12 +1,14 @@
 """What a person sees while a run trains: a live line on a terminal, plain lines when piped."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -19,9 +21,9 @@ class TrainingProgress:
         self._start = self._step = start_step
         self._tokens = 0
         self._seconds = 0.0
-        self._resumed = time.monotonic()
+        self._resumed: float | None = time.monotonic()  # None while paused
         self._mark = (0, 0.0, start_step)  # tokens, seconds and step at the last `rates`
-        self._printed = 0.0
+        self._printed = -math.inf
         self._quiet = quiet
         self._live: Progress | None = None
         if sys.stdout.isatty() and not quiet:
@@ -30,22 +32,29 @@ class TrainingProgress:
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
                 console=Console(),
             )
             self._live.start()
-            self._bar = self._live.add_task("train", total=total_steps, completed=start_step, text="")
+            self._bar = self._live.add_task(
+                "train", total=total_steps, completed=start_step, text="compiling"
+            )
 
     def step(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts one step and the tokens of its batch that are not padding."""
+        """Counts one step and the tokens of its batch that are not padding.
+
+        The batch holds this process's rows (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); those of the
+        other processes are taken to be as full.
+        """
         self._step = step
-        self._tokens += int(np.count_nonzero(batch["encoder_input_tokens"]))
-        self._tokens += int(np.count_nonzero(batch["decoder_loss_weights"]))
+        real = np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(
+            batch["decoder_loss_weights"]
+        )
+        self._tokens += int(real) * jax.process_count()
         if self._live:
             self._live.update(self._bar, completed=step)
 
     def rates(self) -> dict[str, float]:
-        """Steps and real tokens a second since the last call."""
+        """Steps and real tokens a second since the last call, and the seconds of training in this process."""
         seconds = self.seconds()
         tokens, before, step = self._mark
         self._mark = self._tokens, seconds, self._step
@@ -59,23 +68,25 @@ class TrainingProgress:
     def show(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """One line: at most every ten seconds when piped."""
         left = (self._total - step) * self.seconds() / max(self._step - self._start, 1)
-        text = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s"
+        text = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
         if self._live:
             self._live.update(self._bar, text=text)
-        elif not self._quiet and (time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES or step == self._total):
+        elif not self._quiet and (
+            time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES or step == self._total
+        ):
             self._printed = time.monotonic()
-            print(f"step {step}/{self._total}  {text}  {_duration(left)} left", flush=True)
+            print(f"step {step}/{self._total}  {text}", flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays, above the live one."""
         if self._live:
-            self._live.console.print(text, highlight=False, markup=False)
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
             print(text, flush=True)
 
     def seconds(self) -> float:
         """Seconds of training since the start of this process's run."""
-        return self._seconds + (time.monotonic() - self._resumed if self._resumed else 0.0)
+        return self._seconds + (0.0 if self._resumed is None else time.monotonic() - self._resumed)
 
     def restart(self) -> None:
         """Forgets the time so far: compilation is no training."""
@@ -83,7 +94,7 @@ class TrainingProgress:
         self._mark = self._tokens, 0.0, self._step
 
     def pause(self) -> None:
-        self._seconds, self._resumed = self.seconds(), 0.0
+        self._seconds, self._resumed = self.seconds(), None
 
     def resume(self) -> None:
         self._resumed = time.monotonic()
@@ -93,7 +104,8 @@ class TrainingProgress:
             self._live.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """65 -> '1:05', 3665 -> '1:01:05'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -15,13 +15,15 @@ import jax
 import optax
 
 from t5x_lite import run_folder
-from t5x_lite.data import token_store, vocabularies
+from t5x_lite.data import vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.model import T5Config
 from t5x_lite.partitioning import Partitioner, bytes_per_device, sharding_table
 from t5x_lite.training.state import TrainState
 
-_VOCAB_MULTIPLE = 128  # the head's columns divide over a mesh; also T5's own rounding (32100 pieces, 32128 rows)
+_VOCAB_MULTIPLE = (
+    128  # the head's columns divide over a mesh; also T5's own rounding (32100 pieces, 32128 rows)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,14 @@ class TrainConfig:
                 f"TASK_FEATURE_LENGTHS is {dict(lengths)}; it needs positive 'inputs' and 'targets', "
                 "like {'inputs': 64, 'targets': 16}"
             )
-        for name in ("train_steps", "batch_size", "microbatches", "log_period", "eval_period", "checkpoint_period"):
+        for name in (
+            "train_steps",
+            "batch_size",
+            "microbatches",
+            "log_period",
+            "eval_period",
+            "checkpoint_period",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.microbatches:
@@ -145,11 +154,15 @@ def _check_model_dir(model_dir: str) -> bool:
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
     if not os.access(existing, os.W_OK):
-        raise UserError(f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is")
+        raise UserError(
+            f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is"
+        )
     if not os.path.isdir(model_dir) or not os.listdir(model_dir):
         return False
     if not os.path.exists(os.path.join(model_dir, "manifest.json")):
-        raise UserError(f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another")
+        raise UserError(
+            f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another"
+        )
     return True
 
 
@@ -157,7 +170,9 @@ def _make_vocabulary(config: TrainConfig, tasks: tuple) -> vocabularies.Vocabula
     """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, or a Hugging Face name."""
     spec = config.vocabulary
     if spec == "train":
-        texts = (text for task in tasks for pair in token_store.texts(task, "train") for text in pair)
+        from t5x_lite.data import registry
+
+        texts = (text for task in tasks for text in registry.texts(task, "train"))
         return vocabularies.train_sentencepiece(texts, config.vocabulary_size)
     if spec == "bytes":
         return vocabularies.byte()
@@ -175,7 +190,9 @@ def _git_revision() -> str | None:
     """The commit of the code that runs, where it runs from a checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

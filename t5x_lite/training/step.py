@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from t5x_lite.model import T5Config, bind
-from t5x_lite.model.axes import constrain
+from t5x_lite.errors import UserError
+from t5x_lite.model import T5Config, bind, constrain
 from t5x_lite.partitioning import Partitioner
 from t5x_lite.training.losses import Losses, cross_entropy
 from t5x_lite.training.schedules import Schedule
@@ -29,9 +29,18 @@ def make_train_step(
     z_loss: float = 1e-4,
     label_smoothing: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step. The state given is donated; metrics are scalars on the device."""
+    """The compiled step, to be called inside `partitioner.context()`.
+
+    The state given is donated; metrics are scalars on the device. Raises UserError for a `label_smoothing`
+    outside of [0, 1), and RuntimeError outside of the context, where the model's layout would be lost.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(f"LABEL_SMOOTHING is {label_smoothing}; it must lie in [0, 1)")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if jax.sharding.get_abstract_mesh() != partitioner.mesh.abstract_mesh:
+            raise RuntimeError("call the train step inside partitioner.context()")
+
         def loss_sum(params: Any, part: Batch, key: Key[Array, ""] | None) -> tuple[Array, Losses]:
             logits = bind(config, params)(part, dropout_key=key)
             losses = cross_entropy(
@@ -44,7 +53,9 @@ def make_train_step(
             return losses.total, losses
 
         key = state.dropout_key if config.dropout_rate else None
-        grads, losses = sum_gradients(jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches)
+        grads, losses = sum_gradients(
+            jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches
+        )
         # Weights of all microbatches and devices together: parts with more tokens count for more.
         weight = jnp.maximum(losses.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
@@ -65,7 +76,12 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, state.key_data), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, partitioner))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, partitioner.replicated))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, partitioner.batch_sharding),
+        out_shardings=(shardings, partitioner.replicated),
+    )
 
 
 def sum_gradients(
