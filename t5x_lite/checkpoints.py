@@ -4,6 +4,7 @@ A step holds `params` and `training` (every other field of the train state) as t
 weights are read without the optimizer, and, in its metadata, the data iterator's state and the metrics.
 """
 
+import collections
 import dataclasses
 import datetime
 import math
@@ -45,9 +46,7 @@ class Checkpoints:
         best_mode: str = "max",
     ):
         if keep_last < 1:
-            raise UserError(
-                f"KEEP_CHECKPOINTS is {keep_last}; it must be at least 1, or nothing could be resumed"
-            )
+            raise UserError(f"KEEP_CHECKPOINTS is {keep_last}; it must be at least 1, or nothing could be resumed")
         if best_mode not in ("max", "min"):
             raise UserError(f"best_mode is {best_mode!r}; it is 'max' or 'min'")
         self._folder = epath.Path(run_dir).absolute() / "checkpoints"
@@ -74,9 +73,7 @@ class Checkpoints:
         if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
             close = nearest(self._best_metric, metrics)
             measured = ", ".join(sorted(metrics))
-            raise UserError(
-                f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}"
-            )
+            raise UserError(f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}")
         self.wait()
         if step in self.steps():
             return
@@ -109,6 +106,8 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step whose `best_metric` is best; None without a metric to rank by, or where no step has it."""
+        if self._best_metric is None:
+            return None
         scores = {step: self._score(step) for step in self.steps()}
         ranked = [step for step, score in scores.items() if score > -math.inf]
         return max(ranked, key=lambda step: (scores[step], step), default=None)
@@ -130,8 +129,7 @@ class Checkpoints:
 
     def metadata(self, step: int | None = None) -> dict[str, PyTree]:
         """{"params", "training"}: what a step holds, as trees of jax.ShapeDtypeStruct; reads no array."""
-        saved = ocp.checkpointables_metadata(self._path(self._existing(step))).metadata
-        return {part: jax.tree.map(_shape, saved[part]) for part in ("params", "training")}
+        return jax.tree.map(_shape, _saved(self._path(self._existing(step)), "params", "training"))
 
     def _path(self, step: int) -> epath.Path:
         return self._folder / _STEP_NAMES.build_name(step)
@@ -171,7 +169,7 @@ class Checkpoints:
 def restore_partial(
     initial_params: PyTree,
     path: epath.PathLike,
-    assignment_map: Sequence[tuple[str, str | None]] = (),
+    assignment_map: Sequence[tuple[str, str | None]] | None = None,
 ) -> PyTree:
     """Starts a model from another run's weights, renamed by rules as T5X's `assignment_map` has them.
 
@@ -184,9 +182,9 @@ def restore_partial(
     Raises UserError for a rule that matches nothing, a source that is not there, and a shape that differs.
     """
     source = _checkpoint_at(path)
-    saved = _named(ocp.checkpointables_metadata(source).metadata["params"])
+    saved = _named(_saved(source, "params")["params"])
     wanted = _named(initial_params)
-    origin = _assign(wanted, assignment_map)
+    origin = _assign(wanted, assignment_map or ())
     needed = {name: old for name, old in origin.items() if old is not None}
     for name, old in needed.items():
         if old not in saved:
@@ -207,8 +205,12 @@ def restore_partial(
     context.pytree.loading.partial_load = True
     with context:
         loaded = _named(ocp.load_checkpointables(source, {"params": abstract})["params"]) if needed else {}
+    readers = collections.Counter(needed.values())
     leaves = [
-        leaf if origin[name] is None else jax.device_put(loaded[origin[name]], _placed(leaf).sharding)
+        # Two parameters read from one source must not share its buffer: the first step donates both.
+        jax.device_put(loaded[needed[name]], _placed(leaf).sharding, may_alias=readers[needed[name]] == 1)
+        if name in needed
+        else leaf
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(initial_params), leaves)
@@ -277,23 +279,24 @@ def describe(run_dir: epath.PathLike, step: int | None = None) -> str:
 class PreemptionGuard:
     """Turns the first SIGTERM into a flag that the training loop reads; the second ends the process at once.
 
-    Signals are read by a thread: Python runs a handler in the main thread only, between two of its
-    instructions, and that thread may sit in a compilation or a save for minutes. Enter it in the main thread.
+    Python runs a handler in the main thread only, between two of its instructions, and that thread may sit in a
+    compilation or a save for minutes; so a thread of ours reads signals from Python's wake-up pipe. The handler
+    counts too, because an event loop (Orbax runs some) takes the pipe for itself while it runs. Enter the guard
+    in the main thread.
     """
 
     def __init__(self):
-        self._requested = threading.Event()
+        self._read = self._handled = 0
 
     @property
     def requested(self) -> bool:
-        return self._requested.is_set()
+        return max(self._read, self._handled) > 0
 
     def __enter__(self) -> "PreemptionGuard":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer)
-        # Without a handler in Python the signal would end the process before its number reached the pipe.
-        self._handler_before = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._handler_before = signal.signal(signal.SIGTERM, self._handle)
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
         self._thread.start()
         return self
@@ -307,10 +310,17 @@ class PreemptionGuard:
 
     def _watch(self) -> None:
         while received := os.read(self._reader, 64):
-            for _ in range(received.count(signal.SIGTERM)):
-                if self.requested:
-                    os._exit(128 + signal.SIGTERM)
-                self._requested.set()
+            self._read += received.count(signal.SIGTERM)
+            self._exit_on_second()
+
+    def _handle(self, *_) -> None:
+        self._handled += 1
+        self._exit_on_second()
+
+    def _exit_on_second(self) -> None:
+        # Most signals are counted by both ways, so the larger count is the number of signals.
+        if max(self._read, self._handled) > 1:
+            os._exit(128 + signal.SIGTERM)
 
 
 def _parts(state: PyTree) -> dict[str, PyTree]:
@@ -320,19 +330,28 @@ def _parts(state: PyTree) -> dict[str, PyTree]:
 
 def _load(path: epath.Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     """Reads the parts asked for, having compared every name and shape with what the step holds."""
-    metadata = ocp.checkpointables_metadata(path).metadata
+    trees = _saved(path, *abstract)
     for part, tree in abstract.items():
-        saved, wanted = _named(metadata[part]), _named(tree)
+        saved, wanted = _named(trees[part]), _named(tree)
         what = "parameter" if part == "params" else "training state"
         for name in [*wanted, *saved]:
             if name not in saved or name not in wanted:
                 side, other = ("this run", saved) if name in wanted else ("the checkpoint", wanted)
                 raise UserError(
-                    f"{path}: only {side} has {what} {name!r}{nearest(name, other)}; go back to the model "
-                    "and optimizer it was saved with, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
+                    f"{path}: only {side} has {what} {name!r}{nearest(name, other)}; go back to the "
+                    "model and optimizer it was saved with, or start from its weights (INITIAL_CHECKPOINT_PATH)"
                 )
             _check_shape(path, name, saved[name], wanted[name])
     return ocp.load_checkpointables(path, jax.tree.map(_placed, abstract))
+
+
+def _saved(path: epath.Path, *parts: str) -> dict[str, PyTree]:
+    """What a step holds, as trees whose leaves have shape and dtype. Raises UserError where it cannot be read."""
+    found = ocp.checkpointables_metadata(path).metadata
+    for part in parts:
+        if found.get(part) is None:
+            raise UserError(f"{path}: no readable {part!r} in it; it is damaged, or no checkpoint of t5x_lite")
+    return {part: found[part] for part in parts}
 
 
 def _check_shape(path: epath.Path, name: str, saved: Any, wanted: Any) -> None:

@@ -74,6 +74,7 @@ class _Parser(argparse.ArgumentParser):
 def load(files: Sequence[str], overrides: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
     """Gives gin the files, then the overrides, "--gin.NAME=VALUE"; forgets what it held before."""
     gin.clear_config()
+    gin.config._FILE_READERS[1:] = []  # its reader of package resources logs an error for every folder it looks in
     _register()
     text = ""
     for file in files:

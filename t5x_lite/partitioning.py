@@ -163,9 +163,9 @@ def with_shardings(abstract_tree: Any, shardings: Any) -> Any:
 def like_parameters(state: Any, abstract_params: Any, param_shardings: Any, replicated: NamedSharding) -> Any:
     """Shardings of an optimizer's state: each array that belongs to a parameter lies as that one does.
 
-    An array belongs to the parameter whose name its own path ends with. One of equal shape takes its sharding;
-    one that lacks an axis (Adafactor's rows and columns), or has two neighbouring axes made one, takes what
-    remains of it; the rest is replicated.
+    An array belongs to the parameter whose name its own path ends with. One of equal shape takes its
+    sharding; one that lacks an axis (Adafactor's rows and columns), or has two neighbouring axes made one,
+    takes what remains of it; the rest is replicated.
     """
     named = {}
     shapes = jax.tree_util.tree_flatten_with_path(abstract_params)[0]

@@ -27,9 +27,7 @@ def read_manifest(run_dir: epath.PathLike) -> dict[str, Any]:
     """Reads manifest.json. Raises UserError where there is none, or none that this version can read."""
     path = epath.Path(run_dir) / MANIFEST
     if not path.exists():
-        raise UserError(
-            f"{str(run_dir)!r} is not a run folder (no {MANIFEST} in it){nearest_folder(path.parent)}"
-        )
+        raise UserError(f"{str(run_dir)!r} is not a run folder (no {MANIFEST} in it){nearest_folder(path.parent)}")
     try:
         manifest = json.loads(path.read_text())
         version = manifest["format"]

@@ -28,9 +28,10 @@ from tasks import qa_wordings as wordings
 Fact = dict  # one line of world_facts.jsonl
 Row = dict[str, str]
 
-# Open-book training records made of each training country, beside its true one.
-EXCHANGED_RECORDS = 2
-INVENTED_RECORDS = 2
+# Open-book training records made of each training country, beside its true one. Many, so that a run sees each
+# only a few times: with two of each a small model learnt the records by heart and copied nothing.
+EXCHANGED_RECORDS = 8
+INVENTED_RECORDS = 40
 
 
 @functools.cache
@@ -266,6 +267,7 @@ def questions(name: str, phrase: str, record: Row, seed: str) -> list[Row]:
     return rows
 
 
+@functools.cache
 def open_book_train(exchanged: int = EXCHANGED_RECORDS, invented: int = INVENTED_RECORDS) -> list[Row]:
     """True records of the training countries, and `exchanged` and `invented` untrue ones for each of them.
 
@@ -346,7 +348,8 @@ register_task(
     ),
     wordings.OPEN_BOOK,
     metrics=[exact_match, token_f1],
-    renderings_per_row=2,
+    renderings_per_row=1,
 )
 
-register_mixture("qa", [*CLOSED_BOOK, *YES_NO, "qa_open_book"], rates="proportional")
+# The cap (FLAN's rule) gives the open-book task about a third of the mixture, not the two thirds of its size.
+register_mixture("qa", [*CLOSED_BOOK, *YES_NO, "qa_open_book"], rates="proportional", cap=20_000)

@@ -33,6 +33,7 @@ CAPITAL = wordings(
         "casual": "hey, do you know the capital of {country}?",
         "short": "capital of {country}",
         "please": "Please give the name of the capital city of {country} and nothing else.",
+        "ask": "Do you know what {possessive} capital is called?",
     },
     unseen={
         "tell_me": "Tell me which city is the capital of {country}.",
@@ -56,6 +57,7 @@ CONTINENT = wordings(
         "map": "I want to find {country} on a map of the world. Which continent does it belong to?",
         "short": "continent of {country}",
         "tell_me": "Tell me the continent that {country} belongs to.",
+        "ask": "Do you know which continent {country} is on?",
     },
     unseen={
         "part_of": "What is the name of the continent that {country} is a part of?",
@@ -80,6 +82,7 @@ CURRENCY = wordings(
         "short": "currency of {country}",
         "please": "Please give the name of the currency that people use in {country} and nothing else.",
         "quiz": "Money quiz. Question: what currency does {country} use? Answer in a few words.",
+        "ask": "Do you know what the currency of {country} is called?",
     },
     unseen={
         "tell_me": "Tell me which currency people pay with in {country}.",
@@ -102,6 +105,7 @@ CURRENCY_CODE = wordings(
         "name": "Name the currency code that banks use for {country}.",
         "write": "Banks write the currency of {country} with which code?",
         "please": "Please give the currency code of {country} and nothing else.",
+        "ask": "Do you know which code banks use for {possessive} money?",
     },
     unseen={
         "banks": "What code do banks use for the currency of {country}?",
@@ -124,6 +128,7 @@ LANGUAGE = wordings(
         "short": "language of {country}",
         "please": "Please give the name of the main language that is spoken in {country} and nothing else.",
         "quiz": "Language quiz. Question: what language do people use in {country}? Answer in a few words.",
+        "ask": "Do you know what language they speak in {country}?",
     },
     unseen={
         "tell_me": "Tell me which language people speak in {country}.",
@@ -147,6 +152,7 @@ CALLING_CODE = wordings(
         "possessive": "What is {possessive} calling code?",
         "please": "Please give the international phone code of {country} and nothing else.",
         "quiz": "Phone quiz. Question: what is the calling code for {country}? Answer with the code only.",
+        "ask": "Do you know which code I dial for {country}?",
     },
     unseen={
         "which_call": "Which calling code do I dial to call a friend in {country}?",
@@ -170,6 +176,7 @@ COUNTRY = wordings(
         "quiz": "Geography quiz. Question: which country has {capital} as its capital? Name it.",
         "please": "Please give the name of the country that has the capital city {capital} and nothing else.",
         "possessive": "Which country's capital is {capital}?",
+        "ask": "Do you know which country {capital} is the capital of?",
     },
     unseen={
         "tell_me": "Tell me which country has its capital in {capital}.",

@@ -33,10 +33,7 @@ def exact_match(targets: Sequence[Answers], predictions: Sequence[str]) -> dict[
 def token_f1(targets: Sequence[Answers], predictions: Sequence[str]) -> dict[str, float]:
     """SQuAD's F1 of the words of prediction and answer, the best over acceptable answers."""
     scores = [
-        max(
-            _overlap(normalize_answer(answer).split(), normalize_answer(prediction).split())
-            for answer in answers
-        )
+        max(_overlap(normalize_answer(answer).split(), normalize_answer(prediction).split()) for answer in answers)
         for answers, prediction in zip(targets, predictions, strict=True)
     ]
     return {"f1": _mean(scores)}

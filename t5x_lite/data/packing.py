@@ -10,8 +10,9 @@ def first_fit(
 ) -> list[list[int]]:
     """Bins of example numbers; in each, inputs and targets fit one row. Every example is in exactly one bin.
 
-    An example goes to the first open bin with room for both its parts; of more than OPEN_ROWS bins the oldest is
-    closed, so that the work does not grow with the number of examples. SeqIO's packing keeps one bin open.
+    An example goes to the first open bin with room for both its parts; of more than OPEN_ROWS bins the oldest
+    is closed, so that an example costs the same however many there are. Never more bins than with one open bin, as
+    SeqIO packs.
     """
     done: list[list[int]] = []
     open_bins: list[list] = []  # [inputs left, targets left, members]

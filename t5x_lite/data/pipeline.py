@@ -1,14 +1,15 @@
-"""The order of training examples, and the batches made of it. The same for any number of processes and restarts.
+"""The order of training examples and the batches made of it: the same for any number of processes and restarts.
 
-Examples come in windows. Window w takes from each task as many examples as its rate has earned by then (differences
-of floors, so rates are met exactly), in the order of that task's shuffled epochs; they are packed, and the packed
-rows shuffled. Every random choice is drawn from (seed, what it is for, its number), so the place in the data is two
-integers and going there costs one window, however far the run has come.
+Examples come in windows. Window w takes from each task as many examples as its rate has earned by then
+(differences of floors, so rates are met exactly), in the order of that task's shuffled epochs; they are packed,
+and the packed rows shuffled. Every random choice is drawn from (seed, what it is for, its number), so the place
+in the data is two integers and going there costs one window, however far the run has come.
 """
 
 import contextlib
 import dataclasses
 import functools
+import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +21,20 @@ from t5x_lite.data.features import Example, encdec_batch
 from t5x_lite.data.packing import first_fit
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Row = Sequence[tuple[int, int]]  # (store, example) of what is packed together
 
 _EXAMPLES_A_WINDOW = 8192
 _SHUFFLE_EPOCH, _SHUFFLE_ROWS = 1, 2  # what a random stream is for
 
 
 class TrainIterator:
-    """Endless batches of this process's rows; row r of the global batch is the same for any number of processes.
+    """Endless batches of this process's rows; row r of the global batch does not depend on the processes.
 
     Each process takes an equal, contiguous share of the rows. With `pack` a row holds several examples.
+    Raises UserError where `batch_size` does not divide over the processes.
     """
 
     def __init__(
@@ -44,23 +48,25 @@ class TrainIterator:
         pack: bool = True,
         process: tuple[int, int] = (0, 1),
     ):
+        index, count = process
+        if batch_size % count:
+            raise UserError(f"BATCH_SIZE {batch_size} does not divide over {count} processes; use a multiple")
         self._stores = stores
         self._rates = np.asarray(rates, np.float64) / np.sum(rates)
         self._lengths = dict(lengths)
         self._batch_size = batch_size
         self._seed = seed
         self._pack = pack
-        index, count = process
         share = batch_size // count
         self._own = slice(index * share, (index + 1) * share)
-        self._epoch_order = functools.lru_cache(maxsize=4 * len(stores))(self._shuffled_epoch)
+        self._epoch_order = functools.lru_cache(maxsize=2 * len(stores))(self._shuffled_epoch)
         self._go_to(0, 0)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        rows: list[Sequence[tuple[int, int]]] = []
+        rows: list[Row] = []
         while len(rows) < self._batch_size:
             if self._row == len(self._rows):
                 self._go_to(self._window + 1, 0)
@@ -81,28 +87,36 @@ class TrainIterator:
         self._rows = self._window_rows(window)
         self._window, self._row = window, row
 
-    def _examples(self, row: Sequence[tuple[int, int]]) -> list[Example]:
+    def _examples(self, row: Row) -> list[Example]:
         return [self._stores[store].example(index) for store, index in row]
 
-    def _window_rows(self, window: int) -> list[list[tuple[int, int]]]:
-        """The rows of a window, each a list of (store, example)."""
-        members: list[tuple[int, int]] = []
-        for number, rate in enumerate(self._rates):
-            first, end = (int(rate * _EXAMPLES_A_WINDOW * edge) for edge in (window, window + 1))
-            members += [(number, self._shuffled(number, position)) for position in range(first, end)]
+    def _window_rows(self, window: int) -> list[Row]:
+        """The rows of a window, shuffled; each a list of (store, example)."""
+        drawn = [self._drawn(store, window) for store in range(len(self._stores))]
         rng = _random(self._seed, _SHUFFLE_ROWS, window)
-        members = [members[i] for i in rng.permutation(len(members))]
+        order = rng.permutation(sum(map(len, drawn)))
+        stores = np.repeat(np.arange(len(drawn)), [len(indices) for indices in drawn])[order].tolist()
+        members = list(zip(stores, np.concatenate(drawn)[order].tolist(), strict=True))
         if not self._pack:
             return [[member] for member in members]
-        lengths = [(len(inputs), len(targets)) for inputs, targets in self._examples(members)]
-        input_lengths, target_lengths = zip(*lengths, strict=True)
+        input_lengths, target_lengths = (
+            np.concatenate([getattr(store, part)[indices] for store, indices in zip(self._stores, drawn, strict=True)])[
+                order
+            ].tolist()
+            for part in ("input_lengths", "target_lengths")
+        )
         bins = first_fit(input_lengths, target_lengths, self._lengths["inputs"], self._lengths["targets"])
         return [[members[i] for i in bins[b]] for b in rng.permutation(len(bins))]
 
-    def _shuffled(self, store: int, position: int) -> int:
-        """The example at a position of a task's endless stream of shuffled epochs."""
-        epoch, place = divmod(position, len(self._stores[store]))
-        return int(self._epoch_order(store, epoch)[place])
+    def _drawn(self, store: int, window: int) -> np.ndarray:
+        """The examples a window takes of a task: the next ones in its endless stream of shuffled epochs."""
+        first, end = (math.floor(self._rates[store] * _EXAMPLES_A_WINDOW * edge) for edge in (window, window + 1))
+        size = len(self._stores[store])
+        epochs = range(first // size, -(-end // size))
+        return np.concatenate(
+            [self._epoch_order(store, epoch)[max(first - epoch * size, 0) : end - epoch * size] for epoch in epochs]
+            or [np.zeros(0, np.int64)]
+        )
 
     def _shuffled_epoch(self, store: int, epoch: int) -> np.ndarray:
         return _random(self._seed, _SHUFFLE_EPOCH, store, epoch).permutation(len(self._stores[store]))
@@ -190,18 +204,20 @@ def load_eval(
     """The evaluation set of a task; of more than `max_examples`, the same evenly drawn ones every time."""
     from t5x_lite.data import registry
 
-    drawn = task if max_examples is None else registry.sampled(task, split, max_examples)
-    dataset = registry.with_vocabulary(drawn, vocabulary).get_dataset(
-        dict(lengths), split=split, shuffle=False
-    )
-    examples = list(dataset.as_numpy_iterator())
+    instructions = registry.instructions_of(task)
+    if instructions:
+        rendered = list(instructions.render(split))
+        chosen = registry.drawn(len(rendered), max_examples)
+        examples = [instructions.tokenize(rendered[i], vocabulary, lengths) for i in chosen]
+    else:
+        sampled = task if max_examples is None else registry.sampled(task, split, max_examples)
+        dataset = registry.with_vocabulary(sampled, vocabulary).get_dataset(dict(lengths), split=split, shuffle=False)
+        examples = list(dataset.as_numpy_iterator())
     return EvalSet(
         task=task,
-        inputs=[example["inputs"].tolist() for example in examples],
-        targets=[example["targets"].tolist() for example in examples],
-        texts=[
-            _string(example.get("inputs_pretokenized"), vocabulary, example["inputs"]) for example in examples
-        ],
+        inputs=[list(map(int, example["inputs"])) for example in examples],
+        targets=[list(map(int, example["targets"])) for example in examples],
+        texts=[_string(example.get("inputs_pretokenized"), vocabulary, example["inputs"]) for example in examples],
         answers=[_answers(example, vocabulary, task) for example in examples],
         templates=[_string(example.get("template", task.name)) for example in examples],
         template_splits=[_string(example.get("template_split", "seen")) for example in examples],
@@ -211,7 +227,7 @@ def load_eval(
 
 def _answers(example: Mapping[str, Any], vocabulary: Vocabulary, task) -> list[Any]:
     if "answers" in example and "template" in example:
-        return [answer.decode() for answer in example["answers"]]
+        return [_string(answer) for answer in example["answers"]]
     target = _string(example.get("targets_pretokenized"), vocabulary, example["targets"])
     return task.postprocess_fn(target, example=example, is_target=True)
 

@@ -21,9 +21,7 @@ def import_tasks(modules: Sequence[str] | None) -> None:
     if not modules:
         registry.import_module("tasks")
         package = importlib.import_module("tasks")
-        modules = [
-            f"tasks.{found.name}" for found in pkgutil.iter_modules(package.__path__) if not found.ispkg
-        ]
+        modules = [f"tasks.{found.name}" for found in pkgutil.iter_modules(package.__path__) if not found.ispkg]
     for module in modules:
         registry.import_module(module)
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import importlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,76 +13,14 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t5x_lite.data.sources import Row, Source, Tfds
+from t5x_lite.data.instructions import Instructions
+from t5x_lite.data.sources import Source
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError, nearest
 
 # TensorFlow only reads data here; left alone it would take a GPU's memory from JAX.
 tf.config.set_visible_devices([], "GPU")
-
-MAX_FEW_SHOT = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Instructions:
-    """A source, its wordings, and how they are rendered: what `register_task` puts behind a SeqIO task."""
-
-    name: str
-    source: Source
-    templates: tuple[InstructionTemplate, ...]
-    few_shot: int
-    renderings_per_row: int | None
-    answers_field: str | None
-
-    def render(self, split: str) -> Iterator[dict[str, Any]]:
-        """Rendered examples: rows x seen wordings of 'train', rows x all wordings of any other split."""
-        exemplars = list(self.source.rows("train")) if self.few_shot else []
-        for number, row in enumerate(self.source.rows(split)):
-            for template in self.templates_of(split, number):
-                shown = self._exemplars(exemplars, row, number, template)
-                inputs, targets = template.render_few_shot(row, shown)
-                yield {
-                    "inputs": inputs,
-                    "targets": targets,
-                    "template": template.name,
-                    "template_split": template.split,
-                    "answers": [str(answer) for answer in row[self.answers_field]]
-                    if self.answers_field
-                    else [targets],
-                }
-
-    def templates_of(self, split: str, row: int) -> Sequence[InstructionTemplate]:
-        """The wordings of one row; of several for training, `renderings_per_row` chosen by hash."""
-        if split != "train":
-            return self.templates
-        seen = [template for template in self.templates if template.split == "seen"]
-        if self.renderings_per_row is None:
-            return seen
-        return sorted(seen, key=lambda template: _hash(self.name, row, template.name))[
-            : self.renderings_per_row
-        ]
-
-    def size(self, split: str) -> int:
-        """The number of rendered examples."""
-        return self.source.num_rows(split) * len(self.templates_of(split, 0))
-
-    def _exemplars(
-        self, rows: Sequence[Row], own: Row, number: int, template: InstructionTemplate
-    ) -> list[Row]:
-        """`few_shot` rows of the train split that are not this row, chosen by hash."""
-        chosen: list[Row] = []
-        attempt = 0
-        while len(chosen) < self.few_shot:
-            row = rows[_hash(self.name, number, template.name, attempt) % len(rows)]
-            attempt += 1
-            if row != own and row not in chosen:
-                chosen.append(row)
-            elif attempt > 100 * MAX_FEW_SHOT:
-                raise UserError(
-                    f"task {self.name!r}: the train split has no {self.few_shot} other rows to show"
-                )
-        return chosen
 
 
 def register_task(
@@ -99,29 +35,32 @@ def register_task(
 ) -> seqio.Task:
     """Registers a source x its templates as the SeqIO task `name`.
 
-    'train' has each row in its seen wordings (`renderings_per_row` of them, default all), every other split each row
-    in all wordings. `few_shot` examples of the train split stand before each, never the row itself. Metrics compare
-    with the row's `answers_field`, a list of acceptable answers, or with the rendered target. Features are declared
-    with bytes as vocabulary; a run puts its own in (`with_vocabulary`).
+    'train' has each row in its seen wordings (`renderings_per_row` of them, default all), every other split each
+    row in all wordings. `few_shot` examples of the train split stand before each, never the row itself. Metrics
+    compare with the row's `answers_field`, a list of acceptable answers, or with the rendered target. Features are
+    declared with bytes as vocabulary; a run puts its own in (`with_vocabulary`).
 
-    Raises UserError for a name that is taken, templates that repeat a name or lack a seen one, a field that rows in
-    memory lack, and `few_shot` outside 0..5.
+    Raises UserError for a name that is taken, templates that repeat a name or lack a seen one, a field that rows
+    in memory lack, and numbers out of range.
     """
-    _check_templates(name, source, templates)
-    if not 0 <= few_shot <= MAX_FEW_SHOT:
-        raise UserError(f"task {name!r}: few_shot is {few_shot}; it must be 0 to {MAX_FEW_SHOT}")
+    instructions = Instructions(name, source, tuple(templates), few_shot, renderings_per_row, answers_field)
+    instructions.check()
     if name in seqio.TaskRegistry.names():
         raise UserError(f"task {name!r} is registered already, by {_module_of(name)}; choose another name")
-    instructions = Instructions(name, source, tuple(templates), few_shot, renderings_per_row, answers_field)
-    task = seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(functools.partial(_dataset, instructions), splits=source.splits),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
-        output_features={
-            key: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for key in ("inputs", "targets")
-        },
-        metric_fns=list(metrics),
-    )
+    features = {key: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for key in ("inputs", "targets")}
+    try:
+        task = seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(functools.partial(_dataset, instructions), splits=source.splits),
+            preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+            output_features=features,
+            metric_fns=list(metrics),
+        )
+        _ = task.metric_fns  # SeqIO looks at their parameters only when asked
+    except ValueError as error:
+        if name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(name)
+        raise UserError(f"task {name!r}: {error}") from None
     _INSTRUCTIONS[name] = instructions
     _MODULES[name] = _caller()
     return task
@@ -143,27 +82,33 @@ def register_mixture(
     rules: dict[str, Callable[[seqio.Task], float] | float] = {
         "equal": 1.0,
         "proportional": lambda task: min(num_examples(task, "train"), cap or sys.maxsize),
-        "temperature": lambda task: (
-            min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature)
-        ),
+        "temperature": lambda task: min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature),
     }
     if rates not in rules:
-        raise UserError(
-            f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}"
-        )
-    for task in tasks:
-        get_mixture_or_task(task)
+        raise UserError(f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}")
+    if temperature <= 0 or (cap is not None and cap < 1):
+        raise UserError(f"mixture {name!r}: temperature {temperature} and cap {cap} must be positive")
+    members = [get_mixture_or_task(task) for task in tasks]
     if name in seqio.MixtureRegistry.names():
         raise UserError(f"mixture {name!r} is registered already, by {_module_of(name)}; choose another name")
+    if rates != "equal":  # SeqIO has no rule for a mixture's size: its tasks count one by one
+        tasks = sorted({task.name for member in members for task in tasks_and_rates(member)[0]})
     mixture = seqio.MixtureRegistry.add(name, list(tasks), default_rate=rules[rates])
     _MODULES[name] = _caller()
     return mixture
 
 
+def instructions_of(task: seqio.Task) -> Instructions | None:
+    """What `register_task` put behind a task; None for other people's tasks and for altered copies of ours."""
+    registered_as_is = task.name in _INSTRUCTIONS and task is seqio.TaskRegistry.get(task.name)
+    return _INSTRUCTIONS[task.name] if registered_as_is else None
+
+
 def num_examples(task: seqio.Task, split: str) -> int:
     """Examples of a split: rendered ones of our tasks, input examples of other people's."""
-    if task.name in _INSTRUCTIONS:
-        return _INSTRUCTIONS[task.name].size(split)
+    instructions = instructions_of(task)
+    if instructions:
+        return instructions.size(split)
     return task.num_input_examples(split) or sum(1 for _ in task.get_dataset(None, split, shuffle=False))
 
 
@@ -191,11 +136,15 @@ def tasks_and_rates(mixture: seqio.Mixture | seqio.Task) -> tuple[tuple[seqio.Ta
 def with_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> seqio.Task:
     """The task with a run's vocabulary in place of the declared one; the registered task stays as it is."""
     declared = vocabulary.to_seqio()
-    features = {
-        key: dataclasses.replace(feature, vocabulary=declared)
-        for key, feature in task.output_features.items()
-    }
+    features = {key: dataclasses.replace(feature, vocabulary=declared) for key, feature in task.output_features.items()}
     return task.replace(output_features=features)
+
+
+def drawn(count: int, most: int | None) -> np.ndarray:
+    """At most `most` of `count` examples, evenly drawn, the same ones every time, in order."""
+    if most is None or count <= most:
+        return np.arange(count)
+    return np.sort(np.random.Generator(np.random.Philox(count)).permutation(count)[:most])
 
 
 def sampled(task: seqio.Task, split: str, max_examples: int) -> seqio.Task:
@@ -206,8 +155,7 @@ def sampled(task: seqio.Task, split: str, max_examples: int) -> seqio.Task:
         count = int(raw.reduce(np.int64(0), lambda total, _: total + 1))
     if count <= max_examples:
         return task
-    chosen = np.zeros(count, bool)
-    chosen[np.random.Generator(np.random.Philox(count)).permutation(count)[:max_examples]] = True
+    chosen = np.isin(np.arange(count), drawn(count, max_examples))
 
     def draw(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del split, shuffle_files, seed
@@ -219,8 +167,9 @@ def sampled(task: seqio.Task, split: str, max_examples: int) -> seqio.Task:
 
 def texts(task: seqio.Task, split: str) -> Iterator[str]:
     """The text of every example's inputs and targets, as it stands before it is tokenised."""
-    if task.name in _INSTRUCTIONS:
-        for example in _INSTRUCTIONS[task.name].render(split):
+    instructions = instructions_of(task)
+    if instructions:
+        for example in instructions.render(split):
             yield from (example["inputs"], example["targets"])
         return
     for example in task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator():
@@ -285,9 +234,7 @@ _INSTRUCTIONS: dict[str, Instructions] = {}
 _MODULES: dict[str, str] = {}
 
 
-def _dataset(
-    instructions: Instructions, split: str, shuffle_files: bool, seed: int | None = None
-) -> tf.data.Dataset:
+def _dataset(instructions: Instructions, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     """All rendered examples as one dataset; columns, since a Python generator is ten times slower in tf.data."""
     del shuffle_files, seed  # the order of rows is fixed; the training pipeline shuffles
     examples = list(instructions.render(split))
@@ -299,35 +246,6 @@ def _dataset(
     lengths = [len(example["answers"]) for example in examples]
     ragged = tf.RaggedTensor.from_row_lengths(tf.constant(answers, tf.string), lengths)
     return tf.data.Dataset.from_tensor_slices(columns | {"answers": ragged})
-
-
-def _check_templates(name: str, source: Source, templates: Sequence[InstructionTemplate]) -> None:
-    names = [template.name for template in templates]
-    repeated = next((one for one in names if names.count(one) > 1), None)
-    if repeated:
-        raise UserError(
-            f"task {name!r}: two templates are named {repeated!r}; names tell them apart in reports"
-        )
-    if not any(template.split == "seen" for template in templates):
-        raise UserError(f"task {name!r}: no template of split 'seen', so nothing could be trained")
-    if "train" not in source.splits:
-        raise UserError(
-            f"task {name!r}: no split 'train'{nearest('train', source.splits)}; there are {source.splits}"
-        )
-    if isinstance(source, Tfds):
-        return  # reading a row would download the set
-    first = next(iter(source.rows("train")), None)
-    if first is None:
-        raise UserError(f"task {name!r}: its train split has no rows")
-    for template in templates:
-        try:
-            template.render(first)
-        except UserError as error:
-            raise UserError(f"task {name!r}: {error}") from None
-
-
-def _hash(*parts: Any) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
 
 
 def _caller() -> str:

@@ -29,9 +29,7 @@ class Source:
         The shuffle comes first, so that the shards of one seed are parts of one order. UserError for an unknown split.
         """
         if split not in self.splits:
-            raise UserError(
-                f"no split {split!r}{nearest(split, self.splits)}; there are {', '.join(self.splits)}"
-            )
+            raise UserError(f"no split {split!r}{nearest(split, self.splits)}; there are {', '.join(self.splits)}")
         rows: Iterable[Row] = self.read(split)
         if seed is not None:
             rows = list(rows)
@@ -68,9 +66,7 @@ class Files(Source):
     def read(self, split: str) -> Iterable[Row]:
         paths = sorted(glob.glob(self._patterns[split]))
         if not paths:
-            raise UserError(
-                f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists"
-            )
+            raise UserError(f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists")
         for path in paths:
             yield from _read_file(path)
 
@@ -79,11 +75,14 @@ def _read_file(path: str) -> Iterator[Row]:
     suffix = Path(path).suffix
     if suffix not in (".jsonl", ".csv", ".tsv"):
         raise UserError(f"{path}: files of rows are .jsonl, .csv or .tsv, not {suffix or 'without suffix'}")
-    with open(path, encoding="utf-8", newline="") as file:
-        if suffix == ".jsonl":
-            yield from _json_lines(path, file)
-        else:
-            yield from _separated(path, file, "\t" if suffix == ".tsv" else ",")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets write a byte order mark
+            if suffix == ".jsonl":
+                yield from _json_lines(path, file)
+            else:
+                yield from _separated(path, file, "\t" if suffix == ".tsv" else ",")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 {suffix} ({error}); write the file anew") from None
 
 
 def _json_lines(path: str, file: Iterable[str]) -> Iterator[Row]:
@@ -126,13 +125,26 @@ class Tfds(Source):
         self._fields = fields
 
     def read(self, split: str) -> Iterable[Row]:
+        """Raises UserError where the set can neither be found nor downloaded."""
         import tensorflow_datasets as tfds
 
-        dataset = tfds.load(self.name, split=self._splits[split], shuffle_files=False)
+        dataset = self._prepared().as_dataset(split=self._splits[split], shuffle_files=False)
         return (self._fields(example) for example in tfds.as_numpy(dataset))
 
     def num_rows(self, split: str) -> int:
         """From the builder's metadata, without reading the rows."""
+        return self._prepared().info.splits[self._splits[split]].num_examples
+
+    def _prepared(self):
         import tensorflow_datasets as tfds
 
-        return tfds.builder(self.name).info.splits[self._splits[split]].num_examples
+        try:
+            builder = tfds.builder(self.name)
+            builder.download_and_prepare()
+        except Exception as error:  # whatever a builder, its downloader or its archive raises
+            reason = next(iter(str(error).splitlines()), "")
+            raise UserError(
+                f"TFDS set {self.name!r} cannot be prepared: {type(error).__name__}: {reason}; it needs a network "
+                "once, or TFDS_DATA_DIR with a prepared copy"
+            ) from None
+        return builder

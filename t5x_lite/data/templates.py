@@ -33,13 +33,9 @@ class InstructionTemplate:
         try:
             unnamed = [name for name in self._names() if not name.isidentifier()]
         except ValueError as error:
-            raise UserError(
-                f"template {self.name!r}: {error}; write {{{{ and }}}} for braces that are text"
-            ) from None
+            raise UserError(f"template {self.name!r}: {error}; write {{{{ and }}}} for braces that are text") from None
         if unnamed:
-            raise UserError(
-                f"template {self.name!r}: field {{{unnamed[0]}}} is no name; write it like {{question}}"
-            )
+            raise UserError(f"template {self.name!r}: field {{{unnamed[0]}}} is no name; write it like {{question}}")
 
     @property
     def fields(self) -> frozenset[str]:
@@ -55,9 +51,7 @@ class InstructionTemplate:
                 )
         return self.inputs.format_map(row), self.targets.format_map(row)
 
-    def render_few_shot(
-        self, row: Mapping[str, Any], exemplars: Sequence[Mapping[str, Any]]
-    ) -> tuple[str, str]:
+    def render_few_shot(self, row: Mapping[str, Any], exemplars: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         """As `render`, behind exemplars that show the same wording with its answer."""
         shown = [_ANSWER.join(self.render(exemplar)) for exemplar in exemplars]
         inputs, targets = self.render(row)

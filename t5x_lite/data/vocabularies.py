@@ -39,6 +39,8 @@ class Coverage:
 class Vocabulary:
     """A SentencePiece model with `extra_ids` ids above it, or, without a model, the bytes of UTF-8 (ByT5)."""
 
+    pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
+
     def __init__(self, kind: str, model: bytes | None = None, extra_ids: int = 0):
         self.kind = kind
         self.extra_ids = extra_ids
@@ -46,8 +48,6 @@ class Vocabulary:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
         self._known: set[str] = set()
         self._unknown: set[str] = set()
-
-    pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
     @property
     def size(self) -> int:
@@ -79,9 +79,7 @@ class Vocabulary:
         for text in texts:
             counts.update(text)
         lost = Counter({character: n for character, n in counts.items() if self._is_lost(character)})
-        return Coverage(
-            counts.total(), lost.total(), tuple(character for character, _ in lost.most_common(20))
-        )
+        return Coverage(counts.total(), lost.total(), tuple(character for character, _ in lost.most_common(20)))
 
     def _is_lost(self, character: str) -> bool:
         if self._pieces is None or character.isspace():
@@ -119,9 +117,7 @@ def load(folder: str | Path) -> Vocabulary:
         description = json.loads((folder / _DESCRIPTION_FILE).read_text())
         model = (folder / _MODEL_FILE).read_bytes() if description["kind"] != "bytes" else None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: no readable vocabulary ({error}); restore it from a copy of the run"
-        ) from None
+        raise UserError(f"{folder}: no readable vocabulary ({error}); restore it from a copy of the run") from None
     vocabulary = Vocabulary(description["kind"], model, description["extra_ids"])
     if vocabulary.sha256 != description["sha256"]:
         raise UserError(
@@ -139,9 +135,7 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
     """
     lines = sorted({line for text in texts for line in text.splitlines() if line.strip()})
     if not lines:
-        raise UserError(
-            "the tasks' train split has no text to make a vocabulary of; set VOCABULARY to a .model file"
-        )
+        raise UserError("the tasks' train split has no text to make a vocabulary of; set VOCABULARY to a .model file")
     settings = {
         "vocab_size": size,
         "model_type": "unigram",
@@ -190,25 +184,27 @@ def from_file(path: str | Path) -> Vocabulary:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD_ID, EOS_ID, UNK_ID):
-        raise UserError(
-            f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}"
-        )
+        raise UserError(f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}")
     return vocabulary
 
 
 def from_hugging_face(name: str) -> Vocabulary:
-    """The SentencePiece model of a T5 on the Hugging Face hub or in its cache, with T5's 100 sentinels above it."""
+    """The SentencePiece model of a T5 on the Hugging Face hub or in its cache, with its sentinels above it.
+
+    T5 has 100 of them, mT5 none; UserError where hub and cache have no such model.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(name, _MODEL_FILE)
+        model = Path(hf_hub_download(name, _MODEL_FILE)).read_bytes()
+        settings = json.loads(Path(hf_hub_download(name, "tokenizer_config.json")).read_text())
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"VOCABULARY {name!r}: no {_MODEL_FILE} of that name on the Hugging Face hub or in its cache "
             f"({type(error).__name__}); use 'train', 'bytes', or the path of a .model file"
         ) from None
-    return Vocabulary("hugging_face", Path(path).read_bytes(), extra_ids=_T5_EXTRA_IDS)
+    return Vocabulary("hugging_face", model, extra_ids=settings.get("extra_ids", _T5_EXTRA_IDS))
 
 
 def _cache_folder() -> Path:

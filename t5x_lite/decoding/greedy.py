@@ -141,9 +141,7 @@ class Generator:
         if self._partitioner is None:
             return self._decode(self.params, tokens, max_length=max_length)
         with self._partitioner.context():
-            placed = jax.make_array_from_callback(
-                tokens.shape, self._partitioner.batch_sharding, tokens.__getitem__
-            )
+            placed = jax.make_array_from_callback(tokens.shape, self._partitioner.batch_sharding, tokens.__getitem__)
             return self._decode(self.params, placed, max_length=max_length)
 
 

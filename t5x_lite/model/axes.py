@@ -55,9 +55,7 @@ def logical_to_spec(
     are left out.
     """
     if len(logical_axes) != len(shape):
-        raise ValueError(
-            f"{len(logical_axes)} logical axes {tuple(logical_axes)} for an array of shape {tuple(shape)}"
-        )
+        raise ValueError(f"{len(logical_axes)} logical axes {tuple(logical_axes)} for an array of shape {tuple(shape)}")
     chosen: dict[int, tuple[str, ...]] = {}
     used: set[str] = set()
     for name, target in rules:
@@ -67,9 +65,7 @@ def logical_to_spec(
                 continue
             if target is None:
                 chosen[dim] = ()
-            elif (
-                mesh_axes and used.isdisjoint(mesh_axes) and _divides(mesh_axes, mesh_axis_sizes, shape[dim])
-            ):
+            elif mesh_axes and used.isdisjoint(mesh_axes) and _divides(mesh_axes, mesh_axis_sizes, shape[dim]):
                 chosen[dim] = mesh_axes
                 used.update(mesh_axes)
     entries = [_entry(chosen.get(dim, ())) for dim in range(len(shape))]

@@ -40,9 +40,7 @@ class T5Config:
     remat: Remat = "none"
 
     def __post_init__(self):
-        object.__setattr__(
-            self, "activations", tuple(self.activations)
-        )  # a manifest's JSON and gin give lists
+        object.__setattr__(self, "activations", tuple(self.activations))  # a manifest's JSON and gin give lists
         sizes = ("d_model", "num_heads", "head_dim", "d_ff", "num_encoder_layers", "num_decoder_layers")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -74,8 +72,5 @@ class T5Config:
         outside_layers = 2 * (self.relative_attention_num_buckets * self.num_heads + self.d_model)
         tables = (1 if self.tie_embeddings else 2) * self.vocab_size * self.d_model
         return (
-            self.num_encoder_layers * encoder_layer
-            + self.num_decoder_layers * decoder_layer
-            + outside_layers
-            + tables
+            self.num_encoder_layers * encoder_layer + self.num_decoder_layers * decoder_layer + outside_layers + tables
         )

@@ -6,6 +6,7 @@ of a stack.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -153,8 +154,13 @@ class Dense(nnx.Module):
         self.contracted = contracted
 
     def __call__(self, x: Array, preferred_element_type: str | None = None) -> Array:
+        """As one product of two matrices: XLA on CPU copies the activations of anything else in the backward pass."""
         kernel = self.kernel[...].astype(x.dtype)
-        return jnp.tensordot(x, kernel, self.contracted, preferred_element_type=preferred_element_type)
+        inputs = math.prod(kernel.shape[: self.contracted])
+        product = jnp.dot(
+            x.reshape(-1, inputs), kernel.reshape(inputs, -1), preferred_element_type=preferred_element_type
+        )
+        return product.reshape(*x.shape[: x.ndim - self.contracted], *kernel.shape[self.contracted :])
 
 
 class Norm(nnx.Module):
@@ -177,9 +183,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """A token outside of the table becomes NaN: a wrong vocabulary must not pass for a bad model."""
-        return jnp.take(self.embedding[...], tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(
-            self.dtype
-        )
+        return jnp.take(self.embedding[...], tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 class RelativeBias(nnx.Module):
@@ -229,9 +233,7 @@ class Attention(nnx.Module):
         self.query = Dense(init.normal((d, h, k), ("embed", "heads", "kv"), stddev=(d * k) ** -0.5))
         self.key = Dense(init.normal((d, h, k), ("embed", "heads", "kv"), stddev=d**-0.5))
         self.value = Dense(init.normal((d, h, k), ("embed", "heads", "kv"), stddev=d**-0.5))
-        self.out = Dense(
-            init.normal((h, k, d), ("heads", "kv", "embed"), stddev=(h * k) ** -0.5), contracted=2
-        )
+        self.out = Dense(init.normal((h, k, d), ("heads", "kv", "embed"), stddev=(h * k) ** -0.5), contracted=2)
 
     def project(self, x: Float[Array, "B S D"]) -> KV:
         return KV(_constrain_heads(self.key(x)), _constrain_heads(self.value(x)))
@@ -268,9 +270,7 @@ class Mlp(nnx.Module):
         return self.wo(hidden)
 
     def _input_names(self) -> tuple[str, ...]:
-        return (
-            ("wi",) if len(self.activations) == 1 else tuple(f"wi_{n}" for n in range(len(self.activations)))
-        )
+        return ("wi",) if len(self.activations) == 1 else tuple(f"wi_{n}" for n in range(len(self.activations)))
 
 
 def _constrain_heads(x: Float[Array, "B S H K"]) -> Float[Array, "B S H K"]:

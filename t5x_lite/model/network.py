@@ -1,7 +1,6 @@
 """The model as the rest of the program sees it: nested dicts of arrays, and a module over them inside jit."""
 
 import dataclasses
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any

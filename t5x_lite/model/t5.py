@@ -126,11 +126,7 @@ class Stack(nnx.Module):
 
         `per_layer` and the outs are a stack along a leading axis when layers are scanned, else a tuple.
         """
-        policy = (
-            jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-            if self.config.remat == "minimal"
-            else None
-        )
+        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if self.config.remat == "minimal" else None
         if self.config.remat != "none":
             # A scan already keeps XLA from merging the recomputation with the forward pass.
             body = jax.checkpoint(body, policy=policy, prevent_cse=not self.config.scan_layers)
@@ -201,9 +197,7 @@ class Decoder(Stack):
     def project_encoded(self, encoded: Float[Array, "B S D"]) -> Any:
         """Every layer's keys and values of the encoder's output, projected once for all decoding steps."""
         nothing = None if self.config.scan_layers else (None,) * self.num_layers
-        return self.fold(
-            lambda layer, x, _: (x, layer.encoder_decoder_attention.project(encoded)), None, nothing
-        )[1]
+        return self.fold(lambda layer, x, _: (x, layer.encoder_decoder_attention.project(encoded)), None, nothing)[1]
 
     def step(self, x: Float[Array, "B 1 D"], cache: "Cache") -> tuple[Float[Array, "B 1 D"], "Cache"]:
         """One position, the one that the cache stands at."""
@@ -216,9 +210,7 @@ class Decoder(Stack):
             return layer(x, cross_kv, view, past=past)
 
         pairs = (
-            (cache.past, cache.cross)
-            if self.config.scan_layers
-            else tuple(zip(cache.past, cache.cross, strict=True))
+            (cache.past, cache.cross) if self.config.scan_layers else tuple(zip(cache.past, cache.cross, strict=True))
         )
         x, past = self.fold(body, x, pairs)
         return self.decoder_norm(x), dataclasses.replace(cache, past=past, step=cache.step + 1)
@@ -285,9 +277,7 @@ class T5(nnx.Module):
         mask = _is_token(tokens) if segment_ids is None else _same(segment_ids, segment_ids)
         return self.encoder(self._embed(tokens), mask, dropout_key)
 
-    def start_cache(
-        self, encoded: Float[Array, "B S D"], encoder_tokens: Int[Array, "B S"], max_length: int
-    ) -> Cache:
+    def start_cache(self, encoded: Float[Array, "B S D"], encoder_tokens: Int[Array, "B S"], max_length: int) -> Cache:
         """A cache for decoding up to `max_length` tokens of each row from the beginning."""
         config = self.config
         layers = (self.decoder.num_layers,) if config.scan_layers else ()
@@ -330,9 +320,7 @@ def _residual(x: Float[Array, "B S D"], update: Float[Array, "B S D"]) -> Float[
     return constrain(x + update, "batch", "length", "embed")
 
 
-def _put(
-    old: Float[Array, "B T H K"], new: Float[Array, "B 1 H K"], step: Int[Array, ""]
-) -> Float[Array, "B T H K"]:
+def _put(old: Float[Array, "B T H K"], new: Float[Array, "B 1 H K"], step: Int[Array, ""]) -> Float[Array, "B T H K"]:
     return jax.lax.dynamic_update_slice_in_dim(old, new, step, axis=1)
 
 

@@ -1,7 +1,7 @@
-"""Small charts as inline SVG: line charts, sparklines, bars. Colours and fonts come from the page's style sheet.
+"""Small charts as inline SVG: line charts, sparklines, bars. Colours and fonts come from the page.
 
-Every chart is a picture with a text alternative; the values that a pointer or the arrow keys reveal travel in a data
-attribute, as text that is already formatted.
+Every chart is a picture with a text alternative; the values that a pointer or the arrow keys reveal travel in a
+data attribute, as text that is already formatted.
 """
 
 import json
@@ -15,22 +15,21 @@ Points = Sequence[tuple[int, float]]
 WIDTH, HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 388, 12, 182
 _MOST_POINTS = 300  # more than a chart has pixels for
-_AVERAGED_FROM = 60  # a curve of so many points is noise to the eye; its moving average is drawn over it
+_AVERAGED_FROM = 60  # points; shorter curves are read as they are
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; `style` is the class that colours it."""
+    """One curve; `style` is the class that colours it. A long noisy one gets its moving average drawn over it."""
 
     name: str
     points: Points
     style: str = "c1"
+    noisy: bool = False
 
 
-def line_chart(
-    title: str, note: str, series: Sequence[Series], *, log: bool = False, from_zero: bool = False
-) -> str:
-    """A <figure>: title, newest value, legend, and the curves over steps. Values that are not finite are marked.
+def line_chart(title: str, note: str, series: Sequence[Series], *, log: bool = False, from_zero: bool = False) -> str:
+    """A <figure>: title, newest value, legend, curves over steps. Values that are not finite are marked.
 
     `log` takes effect where all values are positive and spread over more than a factor of 20.
     """
@@ -45,18 +44,19 @@ def line_chart(
     note += (", log scale" if log else "") + (f", {bad} not finite (×)" if bad else "")
     said = "; ".join(f"{s.name} is {number(s.points[-1][1])} at step {s.points[-1][0]:,}" for s in series)
     spread = f". Values from {number(min(values))} to {number(max(values))}." if values else "."
-    newest = "".join(f'<b class="{s.style}">{number(s.points[-1][1])}</b>' for s in series)
+    newest = "".join(f'<b class="{s.style}">{number(s.points[-1][1], 3)}</b>' for s in series)
+    hidden = ' hidden=""' if len(drawn) == 1 else ""
     legend = "".join(f'<li class="{s.style}">{escape(s.name)}</li>' for s in drawn)
     return (
-        f'<figure class="chart" data-hover="{escape(json.dumps([_hover(s, x, y) for s in drawn]))}">'
-        f"<figcaption><span><strong>{escape(title)}</strong><small>{escape(note)}</small></span>"
-        f'<span class="newest">{newest}</span></figcaption>'
+        f'<figure class="chart card" data-hover="{escape(json.dumps([_hover(s, x, y) for s in drawn]))}">'
+        f'<figcaption><strong>{escape(title)}</strong><span class="newest">{newest}</span>'
+        f"<small>{escape(note)}</small></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
         f'aria-label="{escape(f"{title} over training steps: {said}{spread}")}">'
         f"{_axes(x, y, x_ticks, y_ticks)}{''.join(_curve(s, x, y) for s in drawn)}"
         f'<line class="cross" y1="{_TOP}" y2="{_BOTTOM}" x1="-9" x2="-9"/></svg>'
-        f'<ul class="legend"{" hidden" if len(drawn) == 1 else ""}>{legend}</ul>'
-        '<div class="tip" role="status" hidden></div></figure>'
+        f'<ul class="legend"{hidden}>{legend}</ul>'
+        '<div class="tip" role="status" hidden=""></div></figure>'
     )
 
 
@@ -95,24 +95,23 @@ def bar(value: float, full: float, style: str) -> str:
     share = min(max(value / full, 0.0), 1.0) * 100 if math.isfinite(value) else 0
     return (
         f'<svg class="range {style}" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" y="3" width="100" height="4"/><rect class="mean" y="3" width="{share:.1f}" height="4"/></svg>'
+        f'<rect class="track" y="3" width="100" height="4"/>'
+        f'<rect class="mean" y="3" width="{share:.1f}" height="4"/></svg>'
     )
 
 
-def number(value: float) -> str:
-    """Four significant digits, as people write them: 0.0123, 12,345, 1.2e-05."""
+def number(value: float, digits: int = 4) -> str:
+    """So many significant digits, as people write them: 0.0123, 12,345, 1.2e-05."""
     if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e7 or abs(value) < 1e-4:
-        return f"{value:.3g}"
-    text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits}g}"
+    decimals = 0 if value == int(value) else max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`, both reached over."""
+    """At most `most` round numbers, 1, 2 or 5 times a power of ten apart, that reach from `low` to `high`."""
     rough = (high - low) / max(most - 1, 1)
     power = 10 ** math.floor(math.log10(rough))
     for factor in (1, 2, 5, 10, 20):
@@ -136,7 +135,7 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 
 
 def kept(points: Points, most: int) -> list[int]:
-    """Positions of at most `most` points that look like all of them: first, last, and the extremes between."""
+    """Positions of about `most` points that look like all of them: the ends, and the extremes between."""
     if len(points) <= most:
         return list(range(len(points)))
     chosen = {0, len(points) - 1}
@@ -155,7 +154,7 @@ def _with_average(series: Series) -> list[Series]:
     points = series.points
     keep = kept(points, _MOST_POINTS)
     thin = [points[i] for i in keep]
-    if len(points) < _AVERAGED_FROM:
+    if not series.noisy or len(points) < _AVERAGED_FROM:
         return [Series(series.name, thin, series.style)]
     half = max(len(points) // 50, 1)
     average = []
@@ -165,7 +164,7 @@ def _with_average(series: Series) -> list[Series]:
     finite = [(t, v) for t, v in average if math.isfinite(v)]
     return [
         Series(series.name, thin, f"{series.style} faint"),
-        Series(f"{series.name}, average of {2 * half + 1} points", finite, series.style),
+        Series(f"average of {2 * half + 1} points", finite, series.style),
     ]
 
 

@@ -74,15 +74,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     step = int(state.step)
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
     progress = TrainingProgress(config.train_steps, step, quiet=not main_process)
-    train_step = make_train_step(
-        run.model,
-        config.optimizer,
-        config.partitioner,
-        learning_rate=config.learning_rate,
-        microbatches=config.microbatches,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
-    )
+    train_step = train_step_of(run)
     loop = Loop(run, stores, checkpoints, eval_sets, log, progress, started)
     try:
         with (
@@ -134,6 +126,19 @@ def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator:
         seed=config.seed,
         pack=config.pack,
         process=(jax.process_index(), jax.process_count()),
+    )
+
+
+def train_step_of(run: Run) -> Callable:
+    config = run.config
+    return make_train_step(
+        run.model,
+        config.optimizer,
+        config.partitioner,
+        learning_rate=config.learning_rate,
+        microbatches=config.microbatches,
+        z_loss=config.z_loss,
+        label_smoothing=config.label_smoothing,
     )
 
 

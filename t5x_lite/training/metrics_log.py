@@ -15,7 +15,7 @@ class MetricsLog:
     """The metrics of one run folder; opened at `resume_step`, it forgets what was logged after that step.
 
     Training metrics are read from the device when the next ones come, so that logging never waits for a step.
-    Floats are written so that they read back to the same bits (what is no number as Python's NaN and Infinity).
+    Floats are written so that they read back to the same bits (NaN and Infinity as Python's json writes them).
     """
 
     def __init__(self, run_dir: str, resume_step: int = 0):
@@ -31,7 +31,7 @@ class MetricsLog:
         }
 
     def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> None:
-        """Takes the metrics of a step, scalars still on the device, and writes those of the step before it."""
+        """Takes a step's metrics, scalars still on the device, and writes those it was given before."""
         self.flush()
         self._pending = step, metrics, dict(more)
 

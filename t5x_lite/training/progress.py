@@ -35,20 +35,16 @@ class TrainingProgress:
                 console=Console(),
             )
             self._live.start()
-            self._bar = self._live.add_task(
-                "train", total=total_steps, completed=start_step, text="compiling"
-            )
+            self._bar = self._live.add_task("train", total=total_steps, completed=start_step, text="compiling")
 
     def step(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
         """Counts one step and the tokens of its batch that are not padding.
 
-        The batch holds this process's rows (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); those of the
-        other processes are taken to be as full.
+        The batch is this process's part (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); the parts of
+        the other processes are taken to be as full.
         """
         self._step = step
-        real = np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(
-            batch["decoder_loss_weights"]
-        )
+        real = np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(batch["decoder_loss_weights"])
         self._tokens += int(real) * jax.process_count()
         if self._live:
             self._live.update(self._bar, completed=step)
@@ -71,9 +67,7 @@ class TrainingProgress:
         text = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
         if self._live:
             self._live.update(self._bar, text=text)
-        elif not self._quiet and (
-            time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES or step == self._total
-        ):
+        elif not self._quiet and (time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES or step == self._total):
             self._printed = time.monotonic()
             print(f"step {step}/{self._total}  {text}", flush=True)
 

@@ -46,7 +46,7 @@ def learning_rate(
     for name in names:
         if name not in known:
             raise UserError(
-                f"learning_rate.factors: no factor {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+                f"learning_rate.factors: no {name!r}{nearest(name, known)}; there are {', '.join(known)}"
             )
         if name in ("linear_decay", "cosine_decay") and total_steps <= warmup_steps:
             raise UserError(

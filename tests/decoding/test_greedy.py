@@ -21,9 +21,7 @@ CONFIG = T5Config(
 def random_params(config, seed):
     """Cheaper than init_params, which would be compiled for every config here."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config)
-    )
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config))
 
 
 PARAMS = random_params(CONFIG, 0)
@@ -72,9 +70,7 @@ def test_every_token_is_the_likeliest_given_those_before(scan_layers):
     params = stack_layers(params) if scan_layers else params
     inputs = np.random.default_rng(0).integers(2, 20, (6, 7))
     eos_id = 7  # a token that this model likes, so that some rows end and some do not
-    decoded = jax.jit(lambda params: greedy(bind(config, params), inputs, max_length=9, eos_id=eos_id))(
-        params
-    )
+    decoded = jax.jit(lambda params: greedy(bind(config, params), inputs, max_length=9, eos_id=eos_id))(params)
     batch = {
         "encoder_input_tokens": inputs,
         "decoder_input_tokens": np.pad(decoded.tokens, ((0, 0), (1, 0)))[:, :-1],
@@ -96,16 +92,12 @@ def random_inputs():
 
 def test_generator_keeps_the_order_and_the_answers_of_one_at_a_time():
     generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=2)
-    one_by_one = jax.jit(
-        lambda params, tokens: greedy(bind(CONFIG, params), tokens, max_length=6, eos_id=EOS)
-    )
+    one_by_one = jax.jit(lambda params, tokens: greedy(bind(CONFIG, params), tokens, max_length=6, eos_id=EOS))
     together = generator.generate(random_inputs(), 6)
     for tokens, found in zip(random_inputs(), together, strict=True):
         alone = one_by_one(PARAMS, jnp.array([tokens]))
         assert found.ended == bool(alone.ended[0])
-        assert [*found.tokens, *([EOS] if found.ended else [])] == np.trim_zeros(
-            alone.tokens[0], "b"
-        ).tolist()
+        assert [*found.tokens, *([EOS] if found.ended else [])] == np.trim_zeros(alone.tokens[0], "b").tolist()
         np.testing.assert_allclose(found.score, alone.scores[0], rtol=1e-4)
 
 

@@ -68,9 +68,7 @@ def test_wrong_number_of_axes_is_named():
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
-TARGETS = st.one_of(
-    st.none(), st.sampled_from(list(MESH)), st.permutations(list(MESH)).map(lambda names: names[:2])
-)
+TARGETS = st.one_of(st.none(), st.sampled_from(list(MESH)), st.permutations(list(MESH)).map(lambda names: names[:2]))
 
 
 @given(
@@ -96,9 +94,7 @@ def test_constrain_lays_out_inside_jit():
     x = jnp.ones((4, 3, 8))
     with jax.set_mesh(mesh()), axis_rules(RULES):
         y = jax.jit(lambda x: constrain(2 * x, "batch", "length", "mlp"))(x)
-    assert y.sharding.is_equivalent_to(
-        NamedSharding(mesh(), PartitionSpec(("data", "fsdp"), None, "model")), 3
-    )
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh(), PartitionSpec(("data", "fsdp"), None, "model")), 3)
     np.testing.assert_array_equal(y, 2 * x)
 
 

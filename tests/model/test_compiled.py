@@ -28,9 +28,7 @@ CONFIG = T5Config(
 def random_params(config, seed):
     """Not init_params: what is compiled here should be the model alone."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config)
-    )
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config))
 
 
 def loss(params, batch, key):

@@ -11,9 +11,7 @@ import pytest
 from t5x_lite.model import T5Config
 
 MODELS = sorted((Path(__file__).parents[2] / "gin" / "models").glob("*.gin"))
-TINY = T5Config(
-    vocab_size=10, d_model=4, num_heads=2, head_dim=3, d_ff=5, num_encoder_layers=1, num_decoder_layers=2
-)
+TINY = T5Config(vocab_size=10, d_model=4, num_heads=2, head_dim=3, d_ff=5, num_encoder_layers=1, num_decoder_layers=2)
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,9 @@ def names_in_torch(config):
             for m, ((ours, theirs), norm) in enumerate(zip(BLOCKS[part], NORMS[part], strict=True)):
                 block = f"{part}.block.{n}.layer.{m}"
                 names[part, f"layers_{n}", norm, "scale"] = f"{block}.layer_norm.weight"
-                kernels = (
-                    inputs | {"wo": "wo"} if ours == "mlp" else {ours: key for key, ours in ATTENTION.items()}
-                )
+                kernels = inputs | {"wo": "wo"} if ours == "mlp" else {ours: key for key, ours in ATTENTION.items()}
                 for kernel, torch_name in kernels.items():
-                    names[part, f"layers_{n}", ours, kernel, "kernel"] = (
-                        f"{block}.{theirs}.{torch_name}.weight"
-                    )
+                    names[part, f"layers_{n}", ours, kernel, "kernel"] = f"{block}.{theirs}.{torch_name}.weight"
     return names
 
 
@@ -141,9 +137,7 @@ def test_encoder_output(both):
     config, params, model = both
     inputs, _ = inputs_and_targets()
     mask = torch.tensor(inputs > 0)
-    theirs = (
-        model.encoder(input_ids=torch.tensor(inputs), attention_mask=mask).last_hidden_state.detach().numpy()
-    )
+    theirs = model.encoder(input_ids=torch.tensor(inputs), attention_mask=mask).last_hidden_state.detach().numpy()
     ours = jax.jit(lambda params: bind(config, params).encode(inputs))(params)
     np.testing.assert_allclose(ours[inputs > 0], theirs[inputs > 0], rtol=1e-4, atol=2e-5)
 

@@ -16,9 +16,7 @@ from t5x_lite.model.layers import (
     rms_norm,
 )
 
-CONFIG = T5Config(
-    vocab_size=8, d_model=6, num_heads=2, head_dim=4, d_ff=5, num_encoder_layers=1, num_decoder_layers=1
-)
+CONFIG = T5Config(vocab_size=8, d_model=6, num_heads=2, head_dim=4, d_ff=5, num_encoder_layers=1, num_decoder_layers=1)
 
 
 def test_rms_norm_by_hand():
@@ -56,9 +54,7 @@ def test_rms_norm_takes_statistics_in_float32():
     ],
 )
 def test_buckets_by_hand(position, bidirectional, bucket):
-    found = relative_buckets(
-        jnp.array(position), bidirectional=bidirectional, num_buckets=32, max_distance=128
-    )
+    found = relative_buckets(jnp.array(position), bidirectional=bidirectional, num_buckets=32, max_distance=128)
     assert found == bucket
 
 

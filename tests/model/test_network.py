@@ -22,9 +22,7 @@ from t5x_lite.model import (
     unstack_layers,
 )
 
-TINY = T5Config(
-    vocab_size=11, d_model=8, num_heads=2, head_dim=4, d_ff=12, num_encoder_layers=2, num_decoder_layers=3
-)
+TINY = T5Config(vocab_size=11, d_model=8, num_heads=2, head_dim=4, d_ff=12, num_encoder_layers=2, num_decoder_layers=3)
 SCANNED = dataclasses.replace(TINY, scan_layers=True)
 
 NAMES_OF_ONE_LAYER = """
@@ -162,9 +160,7 @@ def test_init_has_the_published_spread():
 
 def test_no_two_weights_share_their_numbers():
     params = flat(init_params(TINY, jax.random.key(0)))
-    first = [
-        float(leaf.ravel()[0]) / float(np.std(leaf)) for name, leaf in params.items() if "scale" not in name
-    ]
+    first = [float(leaf.ravel()[0]) / float(np.std(leaf)) for name, leaf in params.items() if "scale" not in name]
     assert len({round(value, 4) for value in first}) == len(first)
 
 

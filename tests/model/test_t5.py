@@ -26,9 +26,7 @@ KEY = jax.random.key(7)
 def random_params(config, seed):
     """Cheaper than init_params, which would be compiled for every config here."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config)
-    )
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config))
 
 
 PARAMS = random_params(CONFIG, 0)
@@ -103,9 +101,7 @@ def test_packed_equals_unpacked():
     together, apart = forward(packed)[0], forward(alone)
     start = 0
     for row, (_, length) in enumerate(lengths):
-        np.testing.assert_allclose(
-            together[start : start + length], apart[row, :length], rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(together[start : start + length], apart[row, :length], rtol=1e-5, atol=1e-5)
         start += length
 
 

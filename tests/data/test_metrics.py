@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5x_lite.data.metrics import classification, exact_match, normalize_answer, token_f1
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Eiffel Tower!", "eiffel tower"),
+        ("a cat, an owl", "cat owl"),
+        ("another theme", "another theme"),
+        ("U.S.A.", "usa"),
+        ("", ""),
+    ],
+)
+def test_normalisation_is_squads(text, normal):
+    assert normalize_answer(text) == normal
+
+
+def test_exact_match_takes_any_answer():
+    targets = [["Tokyo"], ["the US", "United States"], ["Lima"]]
+    assert exact_match(targets, ["tokyo.", "united states", "Quito"]) == {"exact_match": pytest.approx(2 / 3)}
+
+
+def test_token_f1_by_hand():
+    # 'new york city' and 'york city hall' share two of three words each way: precision = recall = 2/3.
+    assert token_f1([["New York City"]], ["York city hall"]) == {"f1": pytest.approx(2 / 3)}
+    # Repeated words count as often as both have them: 1 shared, precision 1/2, recall 1.
+    assert token_f1([["Paris"]], ["Paris Paris"]) == {"f1": pytest.approx(2 / 3)}
+    assert token_f1([["Bonn", "Berlin"]], ["Berlin"]) == {"f1": 1.0}
+    assert token_f1([["the"]], [""]) == {"f1": 1.0}  # both are empty once normalised
+    assert token_f1([["Paris"]], [""]) == {"f1": 0.0}
+
+
+def test_binary_scores_are_those_of_the_first_label():
+    targets = [["yes"], ["yes"], ["yes"], ["no"], ["no"]]
+    scores = classification(("yes", "no"))(targets, ["Yes", "yes", "no", "yes", "maybe"])
+    # 2 true positives, 1 false positive, 1 false negative.
+    assert scores == pytest.approx({"accuracy": 2 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+
+
+def test_scores_of_three_labels_are_means_over_them():
+    scores = classification(("a1", "b1", "c1"))([["a1"], ["b1"], ["c1"]], ["a1", "a1", "c1"])
+    # a1: precision 1/2, recall 1, f1 2/3; b1: nothing predicted, all 0; c1: all 1.
+    assert scores == pytest.approx({"accuracy": 2 / 3, "precision": 0.5, "recall": 2 / 3, "f1": 5 / 9})
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=8))
+def test_scores_are_shares_and_right_answers_score_one(pairs):
+    answers, predictions = [[a] for a, _ in pairs], [p for _, p in pairs]
+    for metric in (exact_match, token_f1, classification(("yes", "no"))):
+        assert all(0.0 <= score <= 1.0 for score in metric(answers, predictions).values())
+    if pairs:
+        assert exact_match(answers, [a for a, _ in pairs]) == {"exact_match": 1.0}
+        assert token_f1(answers, [a for a, _ in pairs]) == {"f1": 1.0}
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError):
+        exact_match([["a"]], [])
