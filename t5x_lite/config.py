@@ -6,6 +6,7 @@
 """
 
 import argparse
+import ast
 import difflib
 import functools
 import glob
@@ -85,12 +86,12 @@ def load(files: Sequence[str], overrides: Sequence[str] = (), search_paths: Sequ
         parsed = _gin(lambda path=path: gin.parse_config_file(path), path)
         text += _all_text(parsed, folders)
     defined = set(_DEFINED.findall(text))
+    referred = dict.fromkeys(_REFERRED.findall(re.sub(r"#.*", "", text)))
     macros = {}
     for override in overrides:
-        name, value = _override(override, defined, bool(files))
+        name, value = _override(override, {*defined, *referred})
         _gin(lambda name=name, value=value: gin.parse_config(f"{name} = {value}"), f"--gin.{name}={value}")
         macros[name] = value
-    referred = {name: None for name in _REFERRED.findall(re.sub(r"#.*", "", text))}
     for name in referred:
         if name not in defined and name not in macros:
             raise UserError(
@@ -265,18 +266,19 @@ def _all_text(parsed: Any, folders: Sequence[str]) -> str:
     return text + "".join(_all_text(include, folders) for include in parsed.includes)
 
 
-def _override(word: str, defined: set[str], check: bool) -> tuple[str, str]:
-    """("NAME", gin text of the value) of "--gin.NAME=VALUE"; a macro that no file has is an error."""
+def _override(word: str, known: set[str]) -> tuple[str, str]:
+    """("NAME", gin text of the value) of "--gin.NAME=VALUE"; UserError for a macro that no file has."""
     name, equals, value = word.removeprefix("--gin.").partition("=")
     if not equals or not name:
         raise UserError(f"command line: {word!r} has no value; write --gin.NAME=VALUE")
-    if check and "." not in name and "/" not in name and name not in defined:
-        close = nearest(name, defined) or nearest(name.upper(), defined)
+    if known and "." not in name and name not in known:
+        close = nearest(name, known) or nearest(name.upper(), known)
         raise UserError(f"command line: --gin.{name}: nothing reads {name!r}{close}")
     try:
-        gin.config.parse_value(value)
-    except Exception:  # gin's parser has no error of its own for "this is no literal"
-        value = repr(value)
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        if not value.startswith(("%", "@", "[", "(", "{")):  # references, and collections that may hold some
+            value = repr(value)
     return name, value
 
 
@@ -325,6 +327,9 @@ def _suggest(message: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """A value as JSON has it, macros replaced by what they stand for."""
+    if isinstance(value, gin.config.ConfigurableReference) and str(value).startswith("%"):
+        return _plain(gin.query_parameter(str(value)))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

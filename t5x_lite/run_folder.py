@@ -11,7 +11,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 # A run may go on with these changed: they say how, where or by whom it is computed, not what its arrays mean.
-_MAY_CHANGE = {"versions", "git", "best_metric", "model.dtype", "model.remat", "model.dropout_rate"}
+_MAY_CHANGE = {"versions", "git", "hardware", "best_metric", "model.dtype", "model.remat", "model.dropout_rate"}
 
 
 def write_manifest(run_dir: epath.PathLike, manifest: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.greedy import Generator
 from t5x_lite.errors import UserError
@@ -154,8 +155,10 @@ def flat(results: Mapping[str, Any]) -> Scores:
 
 def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
     """A few wrong and a few right predictions of a task, unseen templates first."""
+    accepted = [answers if isinstance(answers, list) else [answers] for answers in examples.answers]
     correct = [
-        prediction in answers for prediction, answers in zip(predictions, examples.answers, strict=True)
+        normalize_answer(str(prediction)) in [normalize_answer(str(answer)) for answer in answers]
+        for prediction, answers in zip(predictions, accepted, strict=True)
     ]
     order = sorted(range(len(predictions)), key=lambda i: (examples.template_splits[i] == "seen", i))
     wrong = [i for i in order if not correct[i]][: _SAMPLES_PER_TASK // 2]
@@ -166,7 +169,7 @@ def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
             "template": examples.templates[i],
             "template_split": examples.template_splits[i],
             "inputs": examples.texts[i],
-            "targets": " | ".join(map(str, examples.answers[i])),
+            "targets": " | ".join(map(str, accepted[i])),
             "prediction": str(predictions[i]),
             "correct": correct[i],
         }

@@ -173,7 +173,7 @@ def words(name: str) -> str:
 
 def _breakable(name: str) -> str:
     """The name, escaped, that a narrow page may break after its underscores."""
-    return name.replace("_", "_<wbr>")
+    return escape(name).replace("_", "_<wbr>")
 
 
 def score(value: float) -> str:

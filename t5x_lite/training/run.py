@@ -117,6 +117,7 @@ class Run:
             "templates_sha256": self.templates_sha256,
             "versions": _versions(),
             "git": _git_revision(),
+            "hardware": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         }
 
 

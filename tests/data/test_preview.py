@@ -16,7 +16,7 @@ def test_the_listing_has_a_line_for_each_task(new_task):
     assert header.split() == ["name", "kind", "splits", "seen", "unseen", "registered", "by"]
     (line,) = (line for line in lines if line.startswith(task.name + " "))
     assert line.split()[:6] == [task.name, "task", "train", "validation", "1", "1"]
-    assert line.endswith("test_registry.py")
+    assert line.endswith("conftest.py")
 
 
 def test_examples_are_shown_rendered_tokenised_and_packed(tmp_path, new_task):

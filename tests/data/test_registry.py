@@ -63,7 +63,7 @@ def test_metrics_are_told_apart_by_their_parameters(new_task):
 
 def test_bad_registrations_are_said(new_task, rows, capitals):
     taken = new_task().name
-    with pytest.raises(UserError, match=rf"task '{taken}' is registered already, by .*test_registry.py"):
+    with pytest.raises(UserError, match=rf"task '{taken}' is registered already, by .*conftest.py"):
         registry.register_task(taken, Rows({"train": rows}), capitals, metrics=[])
     with pytest.raises(UserError, match="task 'two words': "):
         registry.register_task("two words", Rows({"train": rows}), capitals, metrics=[])
@@ -118,7 +118,7 @@ def test_an_unknown_name_gets_the_nearest_and_where_it_is_from(new_task):
         registry.get_mixture_or_task(name + "x")
     message = str(error.value)
     assert f"nearest: '{name}'" in message
-    assert "test_registry.py" in message
+    assert "conftest.py" in message
     assert f"{len(seqio.TaskRegistry.names()) + len(seqio.MixtureRegistry.names())} are registered" in message
 
 
@@ -128,7 +128,7 @@ def test_registered_lists_tasks_then_mixtures(new_native_task, new_task, new_nam
     found = {each.name: each for each in registry.registered()}
     assert (found[task.name].seen, found[task.name].unseen) == (1, 1)
     assert found[task.name].splits == ("train", "validation")
-    assert found[task.name].module.endswith("test_registry.py")
+    assert found[task.name].module.endswith("conftest.py")
     assert (found[native.name].seen, found[native.name].module) == (0, "plain SeqIO")
     assert found[mixture.name].kind == "mixture of 1"
 

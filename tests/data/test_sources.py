@@ -82,7 +82,7 @@ def test_other_encodings_and_missing_files_are_said(tmp_path):
     (tmp_path / "a.csv").write_bytes("a\nMünchen\n".encode("latin-1"))
     with pytest.raises(UserError, match="UTF-8"):
         list(Files({"train": tmp_path / "a.csv"}).rows("train"))
-    with pytest.raises(UserError, match="no file '.*nowhere.jsonl'"):
+    with pytest.raises(UserError, match=r"no file '.*nowhere\.jsonl'"):
         list(Files({"train": tmp_path / "nowhere.jsonl"}).rows("train"))
 
 

@@ -142,7 +142,7 @@ def test_a_hugging_face_name_has_its_sentinels(trained, tmp_path, monkeypatch, s
 def test_without_a_network_a_hugging_face_name_is_the_users_to_mend(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="no spiece.model of that name on the Hugging Face hub or in its cache"):
+    with pytest.raises(UserError, match=r"no spiece\.model of that name on the Hugging Face hub or in its cache"):
         vocabularies.from_hugging_face("google/no-such-t5")
 
 
