@@ -1,6 +1,6 @@
 """The input pipeline alone against the training that it feeds: real tokens a second of each, and their ratio.
 
-    python benchmarks/pipeline.py --gin_file=gin/qa.gin --gin.MODEL_DIR=/tmp/pipeline
+python benchmarks/pipeline.py --gin_file=gin/qa.gin --gin.MODEL_DIR=/tmp/pipeline
 """
 
 import statistics

@@ -48,9 +48,7 @@ def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> 
     """
 
     def with_gin(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable"
-        )
+        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
         parser.add_argument(
             "--gin_search_paths", default="", metavar="A,B", help="more folders to look for gin files in"
         )
@@ -104,12 +102,8 @@ def load_run(model_dir: str) -> None:
     """Gives gin the configuration that a run folder was made with, wherever the folder is now."""
     path = os.path.join(model_dir, "config.gin")
     if not os.path.isfile(path):
-        siblings = [
-            str(folder) for folder in Path(model_dir).parent.glob("*") if (folder / "config.gin").is_file()
-        ]
-        raise UserError(
-            f"--model_dir: {model_dir!r} is no run folder (no config.gin){nearest(model_dir, siblings)}"
-        )
+        siblings = [str(folder) for folder in Path(model_dir).parent.glob("*") if (folder / "config.gin").is_file()]
+        raise UserError(f"--model_dir: {model_dir!r} is no run folder (no config.gin){nearest(model_dir, siblings)}")
     load([path], [f"--gin.MODEL_DIR={model_dir}"])
 
 
@@ -193,9 +187,7 @@ def _checked(name: str, fn: Callable) -> Callable:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise UserError(
-                f"{name}: {error}; bind it in a gin file, like {name}.parameter = value"
-            ) from None
+            raise UserError(f"{name}: {error}; bind it in a gin file, like {name}.parameter = value") from None
         for parameter, value in given.items():
             if parameter in hints and not _fits(value, hints[parameter]):
                 raise UserError(
@@ -247,13 +239,9 @@ def _find(file: str, folders: Sequence[str]) -> str:
     for folder in folders:
         if os.path.isfile(os.path.join(folder, file)):
             return os.path.join(folder, file)
-    known = [
-        str(Path(path)) for folder in {*folders, "."} for path in glob.glob(os.path.join(folder, "**/*.gin"))
-    ]
+    known = [str(Path(path)) for folder in {*folders, "."} for path in glob.glob(os.path.join(folder, "**/*.gin"))]
     known += [os.path.relpath(path) for path in glob.glob(str(_GIN_FOLDER / "**" / "*.gin"), recursive=True)]
-    raise UserError(
-        f"--gin_file: no file {file!r}{nearest(file, set(known))}; looked in {', '.join(_named(folders))}"
-    )
+    raise UserError(f"--gin_file: no file {file!r}{nearest(file, set(known))}; looked in {', '.join(_named(folders))}")
 
 
 def _named(folders: Sequence[str]) -> list[str]:
@@ -316,13 +304,9 @@ def _suggest(message: str) -> str:
             return nearest(found.group(2), inspect.signature(entry.wrapped).parameters)
     if found := re.search(r"Unable to open file: ([^.]+\.gin)", message):
         shipped = [
-            os.path.relpath(path, _GIN_FOLDER)
-            for path in glob.glob(str(_GIN_FOLDER / "**/*.gin"), recursive=True)
+            os.path.relpath(path, _GIN_FOLDER) for path in glob.glob(str(_GIN_FOLDER / "**/*.gin"), recursive=True)
         ]
-        return (
-            nearest(found.group(1), shipped)
-            or f"; shipped: {', '.join(difflib.get_close_matches('', shipped))}"
-        )
+        return nearest(found.group(1), shipped) or f"; shipped: {', '.join(difflib.get_close_matches('', shipped))}"
     return ""
 
 
@@ -338,8 +322,4 @@ def _plain(value: Any) -> Any:
 
 
 def _prog() -> str:
-    return (
-        f"python -m t5x_lite.{Path(sys.argv[0]).stem}"
-        if "t5x_lite" in sys.argv[0]
-        else Path(sys.argv[0]).name
-    )
+    return f"python -m t5x_lite.{Path(sys.argv[0]).stem}" if "t5x_lite" in sys.argv[0] else Path(sys.argv[0]).name

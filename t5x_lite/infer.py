@@ -12,9 +12,7 @@ from t5x_lite import config
 def main(argv: list[str]) -> None:
     def flags(parser):
         parser.add_argument("--model_dir", required=True, help="run folder")
-        parser.add_argument(
-            "--prompt", action="append", help="a question; repeatable; default: the lines of stdin"
-        )
+        parser.add_argument("--prompt", action="append", help="a question; repeatable; default: the lines of stdin")
         parser.add_argument("--step", type=int, help="checkpoint; default: the best one, else the latest")
         parser.add_argument("--max_tokens", type=int, help="longest answer; default: the run's target length")
 

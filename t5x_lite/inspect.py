@@ -13,9 +13,7 @@ def main(argv: list[str]) -> None:
         kinds = parser.add_subparsers(dest="kind", required=True)
         tasks = kinds.add_parser("tasks", help="registered tasks, or the examples of one")
         tasks.add_argument("name", nargs="?")
-        tasks.add_argument(
-            "--module", action="append", help="module that registers tasks; default: all in ./tasks"
-        )
+        tasks.add_argument("--module", action="append", help="module that registers tasks; default: all in ./tasks")
         tasks.add_argument("--model_dir", help="show tokens of this run's vocabulary and lengths")
         tasks.add_argument("--split", default="train")
         model = kinds.add_parser("model", help="configuration, shapes and parameter counts")

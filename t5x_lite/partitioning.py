@@ -58,8 +58,7 @@ class Partitioner:
         """One global array for each feature, out of what every process holds of it."""
         sharding = self.batch_sharding
         return {
-            name: jax.make_array_from_process_local_data(sharding, rows)
-            for name, rows in rows_of_this_process.items()
+            name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in rows_of_this_process.items()
         }
 
     @contextlib.contextmanager
@@ -69,9 +68,7 @@ class Partitioner:
             yield
 
 
-def make_partitioner(
-    mesh_shape: Mapping[str, int] | None = None, rules: Sequence[Rule] = DATA_PARALLEL
-) -> Partitioner:
+def make_partitioner(mesh_shape: Mapping[str, int] | None = None, rules: Sequence[Rule] = DATA_PARALLEL) -> Partitioner:
     """A partitioner over all devices, data parallel by default, after joining the job's other processes.
 
     One mesh axis may be -1, "what is left". Without a -1 the mesh takes the first devices and may leave some
@@ -84,9 +81,7 @@ def make_partitioner(
     for name, size in shape.items():
         _check_name("Partitioner.mesh_shape", "mesh axis", name, MESH_AXES)
         if size != -1 and size < 1:
-            raise UserError(
-                f"Partitioner.mesh_shape: {name!r} is {size}; it must be 1 or more, or -1 for the rest"
-            )
+            raise UserError(f"Partitioner.mesh_shape: {name!r} is {size}; it must be 1 or more, or -1 for the rest")
     for name, target in rules:
         _check_name("Partitioner.rules", "logical axis", name, LOGICAL_AXES)
         for mesh_axis in _mesh_axes(target) or ():
@@ -145,9 +140,7 @@ def initialize_distributed() -> None:
             numbers.append(int(environment[name]))
         jax.distributed.initialize(num_processes=numbers[0], process_id=numbers[1])
     # SLURM_NTASKS would also be there in an allocation's shell, where this is the only process.
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in environment.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    ):
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 

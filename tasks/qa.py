@@ -57,9 +57,7 @@ def country_fields(name: str, phrase: str) -> Row:
 def closed_book(field: str) -> list[Row]:
     """One row for each country that has this fact."""
     return [
-        country_fields(fact["name"], fact["phrase"]) | {"answer": fact[field]}
-        for fact in world_facts()
-        if fact[field]
+        country_fields(fact["name"], fact["phrase"]) | {"answer": fact[field]} for fact in world_facts() if fact[field]
     ]
 
 
@@ -323,9 +321,7 @@ YES_NO = {
 }
 
 for _name, (_rows, _templates) in CLOSED_BOOK.items():
-    register_task(
-        _name, Rows({"train": _rows, "validation": _rows}), _templates, metrics=[exact_match, token_f1]
-    )
+    register_task(_name, Rows({"train": _rows, "validation": _rows}), _templates, metrics=[exact_match, token_f1])
 
 for _name, (_rows, _templates) in YES_NO.items():
     register_task(

@@ -58,9 +58,7 @@ class Engine:
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if len(tokens) >= limit:
-                log.warning(
-                    "prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt
-                )
+                log.warning("prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt)
         inputs = [[*tokens[: limit - 1], self.vocabulary.eos_id] for tokens in encoded]
         generations = self.generator.generate(inputs, max_tokens or self.lengths["targets"])
         return [Answer(self.vocabulary.decode(g.tokens), g.score, g.ended) for g in generations]

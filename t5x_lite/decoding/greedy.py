@@ -133,8 +133,8 @@ class Generator:
     def _dispatch(self, token_lists: Sequence[Sequence[int]], max_length: int) -> Decoded:
         """Starts one batch on the devices; does not wait for it."""
         shards = self._partitioner.data_size if self._partitioner else 1
-        rows = -(-_power_of_two(len(token_lists)) // shards) * shards
-        columns = max(_SHORTEST_BUCKET, _power_of_two(max(map(len, token_lists))))
+        rows = -(-power_of_two(len(token_lists)) // shards) * shards
+        columns = max(_SHORTEST_BUCKET, power_of_two(max(map(len, token_lists))))
         tokens = np.full((rows, columns), PAD_ID, np.int32)
         for row, values in enumerate(token_lists):
             tokens[row, : len(values)] = values
@@ -145,6 +145,6 @@ class Generator:
             return self._decode(self.params, placed, max_length=max_length)
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The least power of two that is not below `size`."""
     return 1 << max(size - 1, 0).bit_length()

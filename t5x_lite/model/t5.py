@@ -301,8 +301,8 @@ class T5(nnx.Module):
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         if self.config.tie_embeddings:
             table = self.token_embedder.embedding[...].astype(x.dtype)
-            scaled = x * self.config.d_model**-0.5
-            logits = jnp.einsum("btd,vd->btv", scaled, table, preferred_element_type=jnp.float32)
+            rows = (x * self.config.d_model**-0.5).reshape(-1, self.config.d_model)
+            logits = jnp.dot(rows, table.T, preferred_element_type=jnp.float32).reshape(*x.shape[:2], -1)
         else:
             logits = self.decoder.logits_dense(x, preferred_element_type="float32")
         return constrain(logits, "batch", "length", "vocab")

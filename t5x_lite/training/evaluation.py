@@ -15,6 +15,7 @@ from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.greedy import Generator
+from t5x_lite.decoding.score import score_targets
 from t5x_lite.errors import UserError
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, prepare
@@ -30,9 +31,7 @@ def load_eval_sets(run: Run, split: str, max_examples: int | None) -> list[EvalS
     having = [task for task in run.tasks if split in task.splits]
     if not having:
         splits = sorted({name for task in run.tasks for name in task.splits})
-        raise UserError(
-            f"no task of {run.config.mixture_or_task_name!r} has a split {split!r}; splits: {splits}"
-        )
+        raise UserError(f"no task of {run.config.mixture_or_task_name!r} has a split {split!r}; splits: {splits}")
     return [load_eval(task, split, run.vocabulary, run.lengths, max_examples) for task in having]
 
 
@@ -58,15 +57,14 @@ def evaluate_run(
     return results
 
 
-def evaluate(
-    run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str
-) -> dict[str, Any]:
+def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str) -> dict[str, Any]:
     """Scores every set; see `summarize` for the shape of what comes back."""
     tasks = {}
     samples: list[dict] = []
     for examples in eval_sets:
         predictions, scores = predict(run, generator, examples)
-        tasks[examples.task.name] = score_task(examples, predictions, scores)
+        likelihoods = target_scores(run, generator, examples)
+        tasks[examples.task.name] = score_task(examples, predictions, scores, likelihoods)
         samples += pick_samples(examples, predictions)
     return {"step": step, "split": split, "tasks": tasks, "overall": overall(tasks), "samples": samples}
 
@@ -82,16 +80,22 @@ def predict(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any
     return predictions, [generation.score for generation in generations]
 
 
-def score_task(examples: EvalSet, predictions: Sequence[Any], scores: Sequence[float]) -> dict[str, Any]:
+def target_scores(run: Run, generator: Generator, examples: EvalSet) -> list[float]:
+    """The log-likelihood of each example's target, for tasks with a metric of (targets, scores); else nothing."""
+    if not examples.task.score_metric_fns:
+        return []
+    partitioner = run.config.partitioner
+    return score_targets(run.model, generator.params, examples.inputs, examples.targets, partitioner=partitioner)
+
+
+def score_task(
+    examples: EvalSet, predictions: Sequence[Any], scores: Sequence[float], likelihoods: Sequence[float]
+) -> dict[str, Any]:
     """{"metrics", "examples", "templates": {name: {"split", "metrics", "examples"}}, "summary"} of one task."""
 
     def score(rows: Sequence[int]) -> Scores:
-        chosen = (
-            [examples.answers[i] for i in rows],
-            [predictions[i] for i in rows],
-            [scores[i] for i in rows],
-        )
-        return call_metrics(examples.task, *chosen)
+        columns = (examples.answers, predictions, scores, likelihoods)
+        return call_metrics(examples.task, *([column[i] for i in rows] if column else [] for column in columns))
 
     rows_of: dict[str, list[int]] = {}
     for i, template in enumerate(examples.templates):
@@ -113,15 +117,18 @@ def score_task(examples: EvalSet, predictions: Sequence[Any], scores: Sequence[f
     }
 
 
-def call_metrics(task, answers: list, predictions: list, scores: list) -> Scores:
-    """Runs a task's metric functions, told apart by their parameters as SeqIO does."""
+def call_metrics(task, answers: list, predictions: list, scores: list, likelihoods: list) -> Scores:
+    """Runs a task's metric functions, told apart by their parameters as SeqIO does.
+
+    `scores` are those of the predictions and reach `aux_values`; (targets, scores) gets the targets' likelihoods.
+    """
     found: Scores = {}
     for metric in task.predict_metric_fns:
         found |= metric(answers, predictions)
     for metric in task.predict_with_aux_metric_fns:
         found |= metric(answers, predictions, {"scores": scores})
     for metric in task.score_metric_fns:
-        found |= metric(answers, scores)
+        found |= metric(answers, likelihoods)
     return {name: float(value) for name, value in found.items()}
 
 
@@ -147,9 +154,7 @@ def overall(tasks: Mapping[str, dict]) -> Scores:
 
 def flat(results: Mapping[str, Any]) -> Scores:
     """One flat dict for metrics.jsonl: `overall` and `task/metric`."""
-    by_task = {
-        f"{name}/{m}": v for name, task in results["tasks"].items() for m, v in task["metrics"].items()
-    }
+    by_task = {f"{name}/{m}": v for name, task in results["tasks"].items() for m, v in task["metrics"].items()}
     return {**results["overall"], **by_task}
 
 
@@ -188,9 +193,7 @@ def write_results(run_dir: str, results: Mapping[str, Any]) -> None:
 
 def table(results: Mapping[str, Any]) -> str:
     """What a person reads on the terminal: a row per task, its metrics, means over seen and unseen templates."""
-    lines = [
-        f"{'task':28} {'examples':>8}  {'metric':12} {'all':>6} {'seen':>6} {'unseen':>6}  min..max over unseen"
-    ]
+    lines = [f"{'task':28} {'examples':>8}  {'metric':12} {'all':>6} {'seen':>6} {'unseen':>6}  min..max over unseen"]
     for name, task in results["tasks"].items():
         for row, (metric, value) in enumerate(task["metrics"].items()):
             seen, unseen = (task["summary"].get(split, {}).get(metric) for split in ("seen", "unseen"))

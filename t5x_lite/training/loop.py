@@ -53,9 +53,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     # ---------------------------------------------------------------- run folder
     if main_process and not run.resuming:
         write_run_folder(run)
-    checkpoints = Checkpoints(
-        config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric
-    )
+    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric)
 
     # ---------------------------------------------------------------- data
     stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
@@ -191,9 +189,7 @@ class Loop:
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
         self.unchecked: list[tuple[int, dict[str, int], jax.Array]] = []
 
-    def go(
-        self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard
-    ) -> None:
+    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> None:
         """Steps until the last one or a SIGTERM; the state it stops with is saved."""
         config = self.config
         start = step = int(state.step)
@@ -246,9 +242,7 @@ class Loop:
                 partitioner=self.config.partitioner,
             )
         self.generator.params = state.params
-        results = evaluation.evaluate(
-            self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split
-        )
+        results = evaluation.evaluate(self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split)
         # The next step donates these arrays.
         self.generator.params = {}
         scores = evaluation.flat(results)
@@ -260,9 +254,7 @@ class Loop:
         self.progress.resume()
         return scores
 
-    def save(
-        self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None
-    ) -> None:
+    def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
         self.check_finite(until=step)
         if self.log:
             self.log.flush()

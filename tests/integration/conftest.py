@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TASKS = '''
+TASKS = """
 from t5x_lite.data.metrics import exact_match
 from t5x_lite.data.registry import register_task
 from t5x_lite.data.sources import Rows
@@ -29,7 +29,7 @@ register_task(
     ],
     metrics=[exact_match],
 )
-'''
+"""
 
 GIN = """
 include "base.gin"

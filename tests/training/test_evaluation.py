@@ -39,15 +39,16 @@ def eval_set():
 
 PREDICTIONS = ["a", "bee", "A", "c"]
 SCORES = [-1.0, -2.0, -3.0, -6.0]
+LIKELIHOODS = [-2.0, -2.0, -4.0, -4.0]
 
 
 def test_scores_of_a_task_and_of_its_wordings():
-    found = evaluation.score_task(eval_set(), PREDICTIONS, SCORES)
+    found = evaluation.score_task(eval_set(), PREDICTIONS, SCORES, LIKELIHOODS)
     assert found["metrics"] == {"exact_match": 0.75, "first_score": -1.0, "mean_score": -3.0}
     assert found["examples"] == 4
     assert found["templates"]["ask"] == {
         "split": "seen",
-        "metrics": {"exact_match": 1.0, "first_score": -1.0, "mean_score": -1.5},
+        "metrics": {"exact_match": 1.0, "first_score": -1.0, "mean_score": -2.0},
         "examples": 2,
     }
     assert found["templates"]["beg"]["metrics"]["exact_match"] == 0.5
@@ -57,7 +58,9 @@ def test_scores_of_a_task_and_of_its_wordings():
 def test_overall_is_the_mean_over_tasks_of_the_mean_over_wordings():
     tasks = {
         "one": {"summary": {"seen": evaluation.summarize([{"f1": 1.0}, {"f1": 0.0}])}},
-        "two": {"summary": {"seen": evaluation.summarize([{"f1": 0.9}]), "unseen": evaluation.summarize([{"em": 0.2}])}},
+        "two": {
+            "summary": {"seen": evaluation.summarize([{"f1": 0.9}]), "unseen": evaluation.summarize([{"em": 0.2}])}
+        },
     }
     assert evaluation.overall(tasks) == pytest.approx({"seen/f1": 0.7, "unseen/em": 0.2})
 
@@ -73,6 +76,6 @@ def test_samples_show_wrong_predictions_and_unseen_wordings_first():
 
 
 def test_the_table_has_every_task_and_the_spread_over_unseen_wordings():
-    tasks = {"toy": evaluation.score_task(eval_set(), PREDICTIONS, SCORES)}
+    tasks = {"toy": evaluation.score_task(eval_set(), PREDICTIONS, SCORES, LIKELIHOODS)}
     text = evaluation.table({"tasks": tasks, "overall": evaluation.overall(tasks)})
     assert "toy" in text and "0.500..0.500" in text and "overall unseen/exact_match" in text

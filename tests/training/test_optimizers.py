@@ -164,8 +164,7 @@ def test_clipping_is_by_the_norm_of_all_gradients_together(make):
     params = {"a": random(0, 3), "b": random(1, 2, 2)}
     grads = some_grads(params, 3)
     by_hand = [
-        jax.tree.map(lambda x, size=optax.global_norm(grad): x * min(1.0, 1.0 / float(size)), grad)
-        for grad in grads
+        jax.tree.map(lambda x, size=optax.global_norm(grad): x * min(1.0, 1.0 / float(size)), grad) for grad in grads
     ]
     clipped = run(make(constant, clip_norm=1.0), params, grads)[-1]
     want = run(make(constant, clip_norm=None), params, by_hand)[-1]

@@ -18,13 +18,9 @@ def test_constant():
 
 
 def test_the_string_of_t5_pretraining():
-    schedule = learning_rate(
-        "constant * linear_warmup * rsqrt_decay", base_learning_rate=1.0, warmup_steps=100
-    )
+    schedule = learning_rate("constant * linear_warmup * rsqrt_decay", base_learning_rate=1.0, warmup_steps=100)
     # Rises to 1/sqrt(100), then falls with the root of the step.
-    assert values(schedule, [0, 49, 99, 100, 400, 10_000]) == pytest.approx(
-        [0.001, 0.05, 0.1, 0.1, 0.05, 0.01]
-    )
+    assert values(schedule, [0, 49, 99, 100, 400, 10_000]) == pytest.approx([0.001, 0.05, 0.1, 0.1, 0.05, 0.01])
 
 
 def test_linear_decay_begins_after_the_warmup():

@@ -55,12 +55,8 @@ def test_every_text_is_clean_and_names_are_unique():
         for text in [*texts, *fact["languages"], *fact["neighbours"]]:
             assert text and text == " ".join(text.split()) and text.isascii(), (fact["iso"], text)
         assert fact["phrase"] in (fact["name"], f"the {fact['name']}")
-        assert (
-            fact["calling_code"] is None or fact["calling_code"].removeprefix("+").replace("-", "").isdigit()
-        )
-        assert fact["currency_code"] is None or (
-            len(fact["currency_code"]) == 3 and fact["currency_code"].isupper()
-        )
+        assert fact["calling_code"] is None or fact["calling_code"].removeprefix("+").replace("-", "").isdigit()
+        assert fact["currency_code"] is None or (len(fact["currency_code"]) == 3 and fact["currency_code"].isupper())
         assert len(set(fact["languages"])) == len(fact["languages"])
     assert len({fact["name"] for fact in FACTS.values()}) == 250
 
