@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError, nearest
 
 _GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
@@ -113,7 +112,7 @@ def build(name: str, **arguments: Any) -> Any:
 
 
 def write_config(run_dir: str) -> None:
-    """config.gin, which alone makes the run again, and config.json, the same for other tools; each whole or not at all."""
+    """config.gin, which alone makes the run again, and config.json, the same for other tools; each written whole."""
     for name, text in (
         ("config.gin", gin.operative_config_str()),
         ("config.json", json.dumps(as_json(), indent=1)),
@@ -190,9 +189,8 @@ def _checked(name: str, fn: Callable) -> Callable:
             raise UserError(f"{name}: {error}; bind it in a gin file, like {name}.parameter = value") from None
         for parameter, value in given.items():
             if parameter in hints and not _fits(value, hints[parameter]):
-                raise UserError(
-                    f"{name}.{parameter} is {value!r}, a {type(value).__name__}; it must be {_describe(hints[parameter])}"
-                )
+                wanted = _describe(hints[parameter])
+                raise UserError(f"{name}.{parameter} is {value!r}, a {type(value).__name__}; it must be {wanted}")
         try:
             return fn(*args, **kwargs)
         except ValueError as error:
