@@ -84,18 +84,18 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs `tx` on every scanned stack ([L, ...] below a `layers` key) one layer at a time, by vmap."""
 
     def init(params: Any) -> dict[str, Any]:
-        stacked, single = _split(params)
-        return {"stacked": jax.vmap(tx.init)(stacked) if stacked else None, "single": tx.init(single)}
+        stacks, single = _split(params)
+        return {"stacks": {name: jax.vmap(tx.init)(stack) for name, stack in stacks.items()}, "single": tx.init(single)}
 
     def update(updates: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
-        stacked, single = _split(updates)
+        stacks, single = _split(updates)
         stacked_params, single_params = _split(params)
-        new_single, single_state = tx.update(single, state["single"], single_params)
-        new_stacked, stacked_state = {}, None
-        if stacked:
-            new_stacked, stacked_state = jax.vmap(tx.update)(stacked, state["stacked"], stacked_params)
-        merged = _merge(updates, new_stacked | new_single)
-        return merged, {"stacked": stacked_state, "single": single_state}
+        new, single_state = tx.update(single, state["single"], single_params)
+        states = {}
+        for name, stack in stacks.items():
+            of_stack, states[name] = jax.vmap(tx.update)(stack, state["stacks"][name], stacked_params[name])
+            new |= of_stack
+        return _merge(updates, new), {"stacks": states, "single": single_state}
 
     return optax.GradientTransformation(init, update)
 
@@ -127,13 +127,18 @@ def _matrix_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (first * second, third) if output else (first, second * third)
 
 
-def _split(tree: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Leaves below a `layers` key, and the others, each by name."""
-    stacked, single = {}, {}
+def _split(tree: Any) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Leaves by name: those below a `layers` key, for each such stack apart (depths may differ), and the others."""
+    stacks: dict[str, dict[str, jax.Array]] = {}
+    single = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = _name(path)
-        (stacked if "layers" in name.split("/") else single)[name] = leaf
-    return stacked, single
+        stack, layers, _ = name.partition("/layers/")
+        if layers:
+            stacks.setdefault(stack, {})[name] = leaf
+        else:
+            single[name] = leaf
+    return stacks, single
 
 
 def _merge(like: Any, leaves: dict[str, jax.Array]) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite import config as gin_config
-from t5x_lite.model import T5Config, stack_layers
+from t5x_lite.model import T5Config
 from t5x_lite.partitioning import Partitioner, make_partitioner
 from t5x_lite.training.optimizers import adafactor, adamw, adamw_rms_scaled
 from t5x_lite.training.schedules import learning_rate
@@ -96,18 +96,6 @@ def test_microbatches_on_a_mesh():
     gin_config.load(["gin/meshes/fsdp.gin"])
     found, _ = losses(gin_config.build("Partitioner"), config, microbatches=2, steps=2)
     np.testing.assert_allclose(found, losses(ONE, config, steps=2)[0], rtol=2e-4)
-
-
-@pytest.mark.parametrize("make", [adafactor, adamw, adamw_rms_scaled])
-def test_scanned_layers_train_like_unrolled_ones(make):
-    config = dataclasses.replace(CONFIG, dropout_rate=0.0)
-    scanned = dataclasses.replace(config, scan_layers=True)
-    plain, plain_state = losses(ONE, config, make(RATE), steps=2)
-    stacked, stacked_state = losses(ONE, scanned, make(RATE), steps=2)
-    np.testing.assert_allclose(stacked, plain, rtol=1e-4)
-    wanted = stack_layers(jax.device_get(plain_state.params))
-    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(stacked_state.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 def test_the_state_is_donated_and_counts_its_steps():
