@@ -112,6 +112,11 @@ class Checkpoints:
         ranked = [step for step, score in scores.items() if score > -math.inf]
         return max(ranked, key=lambda step: (scores[step], step), default=None)
 
+    def preferred_step(self) -> int | None:
+        """The step to use where none is asked for: the best by the run's metric, else the latest."""
+        best = self.best_step()
+        return self.latest_step() if best is None else best
+
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, int]]:
         """Reads a step (default: the latest) as (train state, data iterator's state).
 

@@ -3,41 +3,42 @@
 --gin_file=FILE            may be given several times; later files win
 --gin.NAME=VALUE           overrides a macro or `configurable.parameter`; a bare word is taken as a string
 --gin_search_paths=A,B     where FILE and its includes are looked for, beside the working directory
+
+gin's own file reader forgets on which line a value was set, and its errors span lines without naming the nearest
+valid name. So files are read here, statement by statement with gin's parser, and bound by gin's `bind_parameter`.
 """
 
 import argparse
-import ast
 import difflib
 import functools
-import glob
+import importlib
 import inspect
 import json
 import os
-import re
-import sys
+import tokenize
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 import gin
+from gin import config_parser
+from t5x_lite.doors import Flags, first_line, parse_flags, run_door
 from t5x_lite.errors import UserError, nearest
 
+__all__ = ["as_json", "build", "load", "load_run", "parse", "parse_flags", "register", "run_door", "write_config"]
+
 _GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
-_DEFINED = re.compile(r"^([A-Za-z_]\w*)\s*=", re.MULTILINE)
-_REFERRED = re.compile(r"%([A-Za-z_]\w*)(?![\w.])")
-_LOCATION = re.compile(r'In file "([^"]+)", line (\d+)|\((?:\'|")?([^,]*?)(?:\'|")?, line (\d+)\)|line (\d+)')
+_MACRO = "gin.macro"
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
 
+# (scope, configurable, parameter), as gin keys its bindings; a macro is (its name, _MACRO, "value").
+Key = tuple[str, str, str]
 
-Flags = Callable[[argparse.ArgumentParser], None]
-
-
-def parse_flags(argv: Sequence[str], doc: str, flags: Flags) -> argparse.Namespace:
-    """Reads a door's own flags. Raises UserError for an unknown one, with the nearest; prints help for --help."""
-    parser = _Parser(prog=_prog(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags(parser)
-    return parser.parse_args(argv)
+_where: dict[Key, str] = {}  # where each binding that gin now holds was set: "file:line", or the flag that set it
 
 
 def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> argparse.Namespace:
@@ -47,10 +48,8 @@ def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> 
     """
 
     def with_gin(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="configuration; repeatable")
-        parser.add_argument(
-            "--gin_search_paths", default="", metavar="A,B", help="more folders to look for gin files in"
-        )
+        parser.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="repeatable")
+        parser.add_argument("--gin_search_paths", default="", metavar="A,B", help="more folders of gin files")
         flags(parser)
 
     overrides = [word for word in argv if word.startswith("--gin.")]
@@ -59,91 +58,256 @@ def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> 
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, with the nearest flag."""
-
-    def error(self, message: str):
-        flags = [option for action in self._actions for option in action.option_strings]
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-        close = nearest(unknown, [*flags, "--gin.NAME"]) if message.startswith("unrecognized") else ""
-        raise UserError(f"command line: {message}{close}; --help lists the flags")
+# ---------------------------------------------------------------------- gin in
 
 
 def load(files: Sequence[str], overrides: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
-    """Gives gin the files, then the overrides, "--gin.NAME=VALUE"; forgets what it held before."""
+    """Gives gin the files, then the overrides, "--gin.NAME=VALUE"; forgets what it held before.
+
+    Raises UserError for what cannot be found, read or bound, for a macro that is read and never set, for an
+    override that nothing reads (a misspelt name would otherwise change nothing, silently), and for what is
+    still REQUIRED.
+    """
     gin.clear_config()
-    gin.config._FILE_READERS[1:] = []  # its reader of package resources logs an error for every folder it looks in
+    _where.clear()
     _register()
-    text = ""
+    read: dict[str, None] = {}  # macros that anything refers to, even what is overridden later
     for file in files:
-        # An include is looked for beside the file that is given, then where the package keeps its own.
-        folders = [str(Path(file).parent), *search_paths, "", str(_GIN_FOLDER.parent), str(_GIN_FOLDER)]
-        gin.config._LOCATION_PREFIXES[:] = folders
-        path = os.path.abspath(_find(file, ["", *folders]))
-        parsed = _gin(lambda path=path: gin.parse_config_file(path), path)
-        text += _all_text(parsed, folders)
-    defined = set(_DEFINED.findall(text))
-    referred = dict.fromkeys(_REFERRED.findall(re.sub(r"#.*", "", text)))
-    macros = {}
+        path = _find(file, ["", *search_paths, str(_GIN_FOLDER.parent)], "--gin_file")
+        _read_file(path, search_paths, read, ())
     for override in overrides:
-        name, value = _override(override, {*defined, *referred})
-        _gin(lambda name=name, value=value: gin.parse_config(f"{name} = {value}"), f"--gin.{name}={value}")
-        macros[name] = value
-    for name in referred:
-        if name not in defined and name not in macros:
-            raise UserError(
-                f"{', '.join(files)}: {name} is not set; write {name} = ... in a gin file, or --gin.{name}=VALUE"
-            )
-    _gin(gin.finalize, ", ".join(files))
+        statement, where = _parse_override(override)
+        _bind(statement, where, read)
+    _check_macros(read)
+    gin.finalize()
 
 
 def load_run(model_dir: str) -> None:
     """Gives gin the configuration that a run folder was made with, wherever the folder is now."""
     path = os.path.join(model_dir, "config.gin")
-    if not os.path.isfile(path):
-        siblings = [str(folder) for folder in Path(model_dir).parent.glob("*") if (folder / "config.gin").is_file()]
-        raise UserError(f"--model_dir: {model_dir!r} is no run folder (no config.gin){nearest(model_dir, siblings)}")
-    load([path], [f"--gin.MODEL_DIR={model_dir}"])
+    if not epath.Path(path).is_file():
+        beside = Path(model_dir).parent.glob("*/config.gin")
+        close = nearest(model_dir, [str(found.parent) for found in beside])
+        raise UserError(f"--model_dir: {model_dir!r} is no run folder (no config.gin){close}")
+    load([path], [f"--gin.train.model_dir={model_dir!r}"])
+
+
+def _read_file(path: str, search_paths: Sequence[str], read: dict[str, None], parents: tuple[str, ...]) -> None:
+    try:
+        text = epath.Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    for statement, line in _statements(text, path):
+        where = f"{path}:{line}"
+        if isinstance(statement, config_parser.IncludeStatement):
+            folders = [os.path.dirname(path), *search_paths, "", str(_GIN_FOLDER.parent), str(_GIN_FOLDER)]
+            included = _find(statement.filename, folders, f"{where}: include")
+            if included in (*parents, path):
+                raise UserError(f"{where}: {included!r} includes itself; take one include away")
+            _read_file(included, search_paths, read, (*parents, path))
+        elif isinstance(statement, config_parser.ImportStatement):
+            _import(statement, where)
+        elif isinstance(statement, config_parser.BindingStatement):
+            _bind(statement, where, read)
+        else:  # the head of an indented block, whose bindings follow as statements of their own
+            _configurable(statement.selector, where)
+
+
+def _statements(text: str, file: str) -> Iterator[tuple[Any, int]]:
+    """gin's statements and their lines. Raises UserError where the text is not gin."""
+    # gin gives a stand-in for an unknown reference instead of an error; `_bind`, which knows the line, refuses it.
+    delegate = gin.config.ParserDelegate(skip_unknown=True)
+    line = 1
+    try:
+        for statement in config_parser.ConfigParser(text, delegate):
+            line = statement.location.line_num
+            yield statement, line
+    except (SyntaxError, tokenize.TokenError) as error:
+        line = getattr(error, "lineno", None) or line
+        lines = text.splitlines()
+        shown = lines[line - 1].strip() if line <= len(lines) else ""
+        said = "a bracket or quote is not closed" if isinstance(error, tokenize.TokenError) else first_line(error.msg)
+        if said.startswith("malformed node"):  # of Python's own parser, with an address in it
+            said = "a word that is no value"
+        place = f"{file}:{line}" if file.endswith(".gin") else file
+        raise UserError(
+            f"{place}: cannot read {shown!r} ({said.rstrip('.')}); "
+            'a line is NAME = value or configurable.parameter = value, with text in quotes: "text"'
+        ) from None
+
+
+def _bind(statement: config_parser.BindingStatement, where: str, read: dict[str, None]) -> None:
+    key = _key(statement, where)
+    for reference in _references(statement.value):
+        if isinstance(reference, gin.config._UnknownConfigurableReference):
+            _configurable(reference.selector, where)
+        elif macro := _macro_name(reference):
+            read[macro] = None
+    gin.bind_parameter(key, statement.value)
+    _where[key] = where
+
+
+def _key(statement: config_parser.BindingStatement, where: str) -> Key:
+    scope, selector, parameter, *_ = statement
+    if not parameter:
+        return (f"{scope}/{selector}" if scope else selector, _MACRO, "value")
+    entry = _configurable(selector, where)
+    parameters = inspect.signature(entry.wrapped).parameters
+    takes_any = any(known.kind is known.VAR_KEYWORD for known in parameters.values())
+    if parameter not in parameters and not takes_any:
+        close = nearest(parameter, parameters) or f"; it has {', '.join(parameters)}"
+        raise UserError(f"{where}: {selector} doesn't have a parameter named {parameter!r}{close}")
+    return scope, entry.selector, parameter
+
+
+def _configurable(selector: str, where: str) -> Any:
+    """gin's entry of a registered name."""
+    registry = gin.config._REGISTRY
+    matches = registry.matching_selectors(selector)
+    if len(matches) == 1:
+        return registry[matches[0]]
+    if matches:
+        raise UserError(f"{where}: {selector!r} may be {' or '.join(sorted(matches))}; write one of them in full")
+    names = [entry.name for key, entry in registry.items() if not key.startswith("gin.")]
+    close = nearest(selector, names) or f"; there are {', '.join(names)}"
+    raise UserError(f"{where}: no configurable {selector!r}{close}")
+
+
+def _import(statement: config_parser.ImportStatement, where: str) -> None:
+    if statement.module.startswith("__gin__"):
+        raise UserError(f"{where}: dynamic registration is not there; take the line away and use registered names")
+    try:
+        importlib.import_module(statement.module)
+    except ImportError as error:
+        raise UserError(f"{where}: {statement.format()}: {error}; is its folder on PYTHONPATH?") from None
+    gin.config._IMPORTS.add(statement)  # so that config.gin has the import too
+
+
+def _parse_override(word: str) -> tuple[config_parser.BindingStatement, str]:
+    """The binding that "--gin.NAME=VALUE" asks for; what is no gin value as a whole is text."""
+    name, equals, text = word.removeprefix("--gin.").partition("=")
+    where = f"command line: --gin.{name}"
+    if not (name and equals):
+        raise UserError(f"command line: {word!r} has no value; write --gin.NAME=VALUE")
+    try:
+        [(statement, _)] = _statements(f"{name} = {text}\n", where)
+    except (UserError, ValueError):
+        if text.startswith(tuple("@%[({'\"")):  # meant as gin
+            raise
+        [(statement, _)] = _statements(f"{name} = {text!r}\n", where)
+    return statement, where
+
+
+def _find(file: str, folders: Sequence[str], asked: str) -> str:
+    for folder in folders:
+        path = os.path.join(folder, file)
+        if epath.Path(path).is_file():
+            near = os.path.relpath(path)
+            return path if "://" in path or near.startswith("..") else near
+    inside = os.path.dirname(file)  # its neighbours are named with its own folder in front
+    known = set()
+    for folder in folders:
+        known |= {os.path.relpath(path, folder or ".") for path in Path(folder).glob("*.gin")}
+        known |= {os.path.relpath(path, folder or ".") for path in Path(folder).glob("*/*.gin")}
+        known |= {os.path.join(inside, path.name) for path in Path(folder, inside).glob("*.gin")}
+    looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
+    raise UserError(f"{asked}: no file {file!r}{nearest(file, known)}; looked in {looked}")
+
+
+# ---------------------------------------------------------------------- macros
+
+
+def _references(value: Any) -> list[Any]:
+    """References anywhere in a value: @name, @name(), %NAME, and gin's stand-ins for unknown names."""
+    kinds = (gin.config.ConfigurableReference, gin.config._UnknownConfigurableReference)
+    return [item for item in gin.config._iterate_flattened_values(value) if isinstance(item, kinds)]
+
+
+def _macro_name(value: Any) -> str | None:
+    is_macro = isinstance(value, gin.config.ConfigurableReference) and value.configurable.selector == _MACRO
+    return "/".join(value.scopes) if is_macro else None
+
+
+def _follow(key: Key) -> tuple[Key, Any]:
+    """From a binding, over the macros that it names, to the binding that holds the value, and that value."""
+    first, seen = key, {key}
+    while macro := _macro_name(value := gin.config._CONFIG[key[:2]][key[2]]):
+        key = (macro, _MACRO, "value")
+        if key in seen:
+            raise UserError(f"{_where[first]}: {macro} is set to itself; give it a value")
+        seen.add(key)
+    return key, value
+
+
+def _check_macros(read: Mapping[str, None]) -> None:
+    macros = [scope for scope, selector in gin.config._CONFIG if selector == _MACRO]
+    for macro in macros:
+        where = _where[macro, _MACRO, "value"]
+        # A file may set what only another file reads, so there it must also look like a slip of the pen.
+        if macro not in read and (where.startswith("command line") or difflib.get_close_matches(macro, read, 1, 0.85)):
+            close = nearest(macro, read) or nearest(macro.upper(), read)
+            raise UserError(f"{where}: nothing reads {macro!r}{close}")
+    for key, where in _where.items():
+        scope, selector, parameter = key
+        name = scope if selector == _MACRO else f"{selector.rsplit('.', 1)[-1]}.{parameter}"
+        for reference in _references(gin.config._CONFIG[scope, selector][parameter]):
+            macro = _macro_name(reference)
+            if macro and macro not in macros:
+                close = nearest(macro, macros)
+                raise UserError(
+                    f"{where}: {macro} is not set; write {macro} = ... in a gin file, or --gin.{macro}=VALUE{close}"
+                )
+            if reference.selector == "gin.constant":  # the one constant is gin.REQUIRED
+                raise UserError(f"{where}: {name} is REQUIRED and not set; give it a value, --gin.{name}=VALUE")
+    for key in _where:
+        _follow(key)
+
+
+# ---------------------------------------------------------------------- objects out
 
 
 def build(name: str, **arguments: Any) -> Any:
-    """Calls the configurable of this name with what gin binds to it, and with `arguments` over that."""
-    return _gin(lambda: gin.get_configurable(name)(**arguments), name)
+    """Calls the configurable of this name with what gin binds to it, and with `arguments` over that.
+
+    Raises UserError for arguments that are missing, of a wrong type, or refused by the configurable.
+    """
+    try:
+        return gin.get_configurable(name)(**arguments)
+    except UserError as error:
+        raise UserError(first_line(error)) from None
 
 
 def write_config(run_dir: str) -> None:
-    """config.gin, which alone makes the run again, and config.json, the same for other tools; each written whole."""
-    for name, text in (
-        ("config.gin", gin.operative_config_str()),
-        ("config.json", json.dumps(as_json(), indent=1)),
-    ):
-        path = os.path.join(run_dir, name)
-        with open(path + ".tmp", "w") as file:
-            file.write(text + "\n")
-        os.replace(path + ".tmp", path)
+    """Writes config.gin (alone, it makes the run again) and config.json, for other tools; both whole or not at all."""
+    for name, text in (("config.gin", gin.operative_config_str()), ("config.json", json.dumps(as_json(), indent=1))):
+        unfinished = epath.Path(run_dir) / f"{name}.tmp"
+        unfinished.write_text(text + "\n")
+        unfinished.replace(epath.Path(run_dir) / name)
 
 
 def as_json() -> dict[str, dict[str, Any]]:
-    """{configurable: {parameter: value}} of what was used; values that JSON has no word for as gin writes them."""
+    """{configurable: {parameter: value}} of what was used, and {"macros": {name: value}}.
+
+    A macro's value stands for the macro; a reference (@name) is the text that gin writes for it.
+    """
     found: dict[str, dict[str, Any]] = {}
     for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items():
-        short = selector.rsplit(".", 1)[-1]
-        if short == "macro":
-            found.setdefault("macros", {})[scope] = _plain(values.get("value"))
+        name = selector.rsplit(".", 1)[-1]
+        if selector == _MACRO:
+            found.setdefault("macros", {})[scope] = _plain(values["value"])
         else:
-            found[short] = {name: _plain(value) for name, value in values.items()}
+            found[f"{scope}/{name}" if scope else name] = {key: _plain(value) for key, value in values.items()}
     return found
 
 
-def run_door(main: Callable[[list[str]], None]) -> None:
-    """Runs a door: a UserError becomes one line and status 2, Ctrl-C status 130."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"{_prog()}: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _plain(value: Any) -> Any:
+    if macro := _macro_name(value):
+        return _plain(_follow((macro, _MACRO, "value"))[1])
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 # ---------------------------------------------------------------------- configurables
@@ -158,17 +322,13 @@ def _register() -> None:
     from t5x_lite.training.run import TrainConfig
     from t5x_lite.training.schedules import learning_rate
 
-    configurables: dict[str, Callable] = {
-        "train": TrainConfig,
-        "T5Config": T5Config,
-        "Partitioner": make_partitioner,
-        "learning_rate": learning_rate,
-        "adafactor": optimizers.adafactor,
-        "adamw": optimizers.adamw,
-        "adamw_rms_scaled": optimizers.adamw_rms_scaled,
-    }
-    for name, fn in configurables.items():
-        register(name, fn)
+    register("train", TrainConfig)
+    register("T5Config", T5Config)
+    register("Partitioner", make_partitioner)
+    register("learning_rate", learning_rate)
+    register("adafactor", optimizers.adafactor)
+    register("adamw", optimizers.adamw)
+    register("adamw_rms_scaled", optimizers.adamw_rms_scaled)
 
 
 def register(name: str, fn: Callable) -> None:
@@ -177,147 +337,85 @@ def register(name: str, fn: Callable) -> None:
 
 
 def _checked(name: str, fn: Callable) -> Callable:
-    """`fn`, whose bad and missing arguments are the user's and so UserErrors."""
-    hints = typing.get_type_hints(fn.__init__ if inspect.isclass(fn) else fn)
-    signature = inspect.signature(fn)
+    """`fn`, whose missing and mistyped arguments, and a dataclass's ValueErrors, are UserErrors."""
+    signature = inspect.signature(fn, eval_str=True)
 
     @functools.wraps(fn, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise UserError(f"{name}: {error}; bind it in a gin file, like {name}.parameter = value") from None
-        for parameter, value in given.items():
-            if parameter in hints and not _fits(value, hints[parameter]):
-                wanted = _describe(hints[parameter])
-                raise UserError(f"{name}.{parameter} is {value!r}, a {type(value).__name__}; it must be {wanted}")
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for parameter in signature.parameters.values():
+            if parameter.name in given:
+                _check_type(name, parameter, given[parameter.name])
+            elif parameter.default is parameter.empty and parameter.kind.name[:3] != "VAR":
+                like = f"{name}.{parameter.name} = value"
+                raise UserError(f"{name}: missing a required argument: {parameter.name!r}; bind it, like {like}")
         try:
             return fn(*args, **kwargs)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            if inspect.isclass(fn):
+                raise UserError(str(error)) from None
+            raise
 
+    call.__signature__ = signature  # gin reads the defaults, which belong into config.gin, from here
     return call
 
 
+def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
+    if parameter.annotation is parameter.empty or _fits(value, parameter.annotation):
+        return
+    shown, place = value, ""
+    scopes = gin.config.current_scope()
+    for depth in range(len(scopes), -1, -1):  # the innermost scope that binds it is where it comes from
+        key = ("/".join(scopes[:depth]), f"t5x_lite.{name}", parameter.name)
+        if key in _where:
+            key, shown = _follow(key)
+            place = f"{_where[key]}: "
+            break
+    wanted = _describe(parameter.annotation) + ("; write () after it, to call it" if callable(value) else "")
+    full = f"{name}.{parameter.name}"
+    raise UserError(f"{place}{full} is {shown!r}, a {type(value).__name__}; it must be {wanted}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value may stand where the hint is; only plain types and unions of them are looked at."""
-    origin = typing.get_origin(hint)
+    """Whether a value may stand where the hint is, its items included.
+
+    gin has literals for lists and tuples both, so either stands for the other and for a Sequence; an int is a
+    number, a bool is not. Hints that are not known here let everything through.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
+        return any(_fits(value, option) for option in options)
     if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if hint in (None, type(None)):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    if origin in (tuple, list):
-        return isinstance(value, list | tuple)
-    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
-    return True
+        return value in options
+    kind = origin or (type(None) if hint is None else hint)
+    if not inspect.isclass(kind):
+        return True
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if kind in (tuple, list, Sequence):
+        return isinstance(value, list | tuple) and _items_fit(value, kind, options)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, options[0]) and _fits(item, options[1]) for key, item in value.items() if options
+        )
+    return callable(value) if kind is Callable else isinstance(value, kind)
+
+
+def _items_fit(items: Sequence[Any], kind: type, options: tuple[Any, ...]) -> bool:
+    if kind is tuple and options and options[-1] is not Ellipsis:
+        return len(items) == len(options) and all(map(_fits, items, options))
+    return not options or all(_fits(item, options[0]) for item in items)
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
-    return names.get(hint, str(hint).replace("collections.abc.", "").replace("typing.", ""))
-
-
-# ---------------------------------------------------------------------- files and overrides
-
-
-def _find(file: str, folders: Sequence[str]) -> str:
-    for folder in folders:
-        if os.path.isfile(os.path.join(folder, file)):
-            return os.path.join(folder, file)
-    known = [str(Path(path)) for folder in {*folders, "."} for path in glob.glob(os.path.join(folder, "**/*.gin"))]
-    known += [os.path.relpath(path) for path in glob.glob(str(_GIN_FOLDER / "**" / "*.gin"), recursive=True)]
-    raise UserError(f"--gin_file: no file {file!r}{nearest(file, set(known))}; looked in {', '.join(_named(folders))}")
-
-
-def _named(folders: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(folder or os.getcwd() for folder in folders))
-
-
-def _all_text(parsed: Any, folders: Sequence[str]) -> str:
-    """The text of a parsed file and of all that it includes."""
-    text = Path(_find(parsed.filename, folders)).read_text() + "\n"
-    return text + "".join(_all_text(include, folders) for include in parsed.includes)
-
-
-def _override(word: str, known: set[str]) -> tuple[str, str]:
-    """("NAME", gin text of the value) of "--gin.NAME=VALUE"; UserError for a macro that no file has."""
-    name, equals, value = word.removeprefix("--gin.").partition("=")
-    if not equals or not name:
-        raise UserError(f"command line: {word!r} has no value; write --gin.NAME=VALUE")
-    if known and "." not in name and name not in known:
-        close = nearest(name, known) or nearest(name.upper(), known)
-        raise UserError(f"command line: --gin.{name}: nothing reads {name!r}{close}")
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        if not value.startswith(("%", "@", "[", "(", "{")):  # references, and collections that may hold some
-            value = repr(value)
-    return name, value
-
-
-def _gin(call: Callable, where: str) -> Any:
-    """Runs gin; its errors, which span lines and lack a suggestion, become one line."""
-    try:
-        return call()
-    except UserError as error:
-        raise UserError(str(error).splitlines()[0]) from None
-    except (ValueError, SyntaxError, OSError, RuntimeError, TypeError) as error:
-        message = str(error)
-        if not re.search(r"configurable|[Gg]in|line \d+|Unable to open|Macro|macro|[Rr]equired", message):
-            raise
-        raise UserError(_explain(message, where)) from None
-
-
-def _explain(message: str, where: str) -> str:
-    found = _LOCATION.search(message)
-    if found:
-        file, line = found.group(1) or found.group(3), found.group(2) or found.group(4) or found.group(5)
-        where = f"{file or where}:{line}" if not where.startswith("--gin.") else where
-    first = next(line.strip() for line in message.splitlines() if line.strip())
-    first = re.sub(r"\s*\((?:[^()]*, )?line \d+\)$", "", first)
-    return f"{where}: {first.rstrip('.')}{_suggest(first)}"
-
-
-def _suggest(message: str) -> str:
-    """The nearest configurable or parameter for the name that gin did not know."""
-    names = {key.rsplit(".", 1)[-1]: entry for key, entry in gin.config._REGISTRY.items()}
-    if found := re.search(r"No configurable matching(?: reference)? '?@?([\w./]+)", message):
-        return nearest(found.group(1).split(".")[0], names)
-    if found := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
-        entry = names.get(found.group(1).rsplit(".", 1)[-1])
-        if entry:
-            return nearest(found.group(2), inspect.signature(entry.wrapped).parameters)
-    if found := re.search(r"Unable to open file: ([^.]+\.gin)", message):
-        shipped = [
-            os.path.relpath(path, _GIN_FOLDER) for path in glob.glob(str(_GIN_FOLDER / "**/*.gin"), recursive=True)
-        ]
-        return nearest(found.group(1), shipped) or f"; shipped: {', '.join(difflib.get_close_matches('', shipped))}"
-    return ""
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, macros replaced by what they stand for."""
-    if isinstance(value, gin.config.ConfigurableReference) and str(value).startswith("%"):
-        return _plain(gin.query_parameter(str(value)))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _prog() -> str:
-    return f"python -m t5x_lite.{Path(sys.argv[0]).stem}" if "t5x_lite" in sys.argv[0] else Path(sys.argv[0]).name
+    """What a value must be to fit, in words."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, options))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, options))}"
+    if hint is None or hint in _WORDS:
+        return _WORDS[hint or type(None)]
+    if inspect.isclass(hint) and origin is None:
+        return f"a {hint.__name__}"
+    return str(hint).replace("collections.abc.", "").replace("typing.", "")

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     elif args.kind == "model":
         from t5x_lite.model import describe_model
 
-        config.load(args.gin_file, ["--gin.DROPOUT_RATE=0.0"])
+        config.load(args.gin_file)
         print(describe_model(config.build("T5Config")))
     else:
         from t5x_lite.data import preview

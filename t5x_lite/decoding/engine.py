@@ -45,7 +45,7 @@ class Engine:
         shapes = abstract_params(config)
         shardings = partitioner.shardings(logical_axes(config), shapes)
         checkpoints = Checkpoints(model_dir, best_metric=manifest.get("best_metric"))
-        step = step if step is not None else checkpoints.best_step() or checkpoints.latest_step()
+        step = checkpoints.preferred_step() if step is None else step
         params = checkpoints.restore_params(partitioning.with_shardings(shapes, shardings), step=step)
         checkpoints.close()
         generator = Generator(config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)

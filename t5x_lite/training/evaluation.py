@@ -45,7 +45,7 @@ def evaluate_run(
     """
     run = prepare(config)
     checkpoints = Checkpoints(config.model_dir, best_metric=config.best_metric)
-    step = step if step is not None else checkpoints.best_step() or checkpoints.latest_step()
+    step = checkpoints.preferred_step() if step is None else step
     abstract = abstract_state(run.model, config.optimizer, config.partitioner)
     params = checkpoints.restore_params(abstract.params, step=step)
     split = split or config.eval_split
