@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         seconds = []
         for batch in batches[:_STEPS]:
             began = time.perf_counter()
-            state, _ = train_step(state, cfg.partitioner.global_batch(batch))
+            state, _ = train_step(state, cfg.partitioner.global_batch(batch), {})
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
     training = real_tokens(batches[0]) / statistics.median(seconds[5:])

@@ -9,10 +9,9 @@ import dataclasses
 import datetime
 import math
 import os
-import re
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import UserError, nearest
+from t5x_lite.model.names import named, nested
 from t5x_lite.run_folder import nearest_folder, read_manifest
 
 PyTree = Any
@@ -123,23 +123,20 @@ class Checkpoints:
         Leaves of `abstract_state` have shape, dtype and the sharding wanted now, whatever mesh and number of
         devices wrote them. Raises UserError where there is no such step or it is of another model.
         """
-        step = self._existing(step)
+        step = self.existing_step(step)
         loaded = _load(self._path(step), _parts(abstract_state))
         state = dataclasses.replace(abstract_state, params=loaded["params"], **loaded["training"])
         return state, self._record(step)["data_state"]
 
-    def restore_params(self, abstract_params: PyTree, step: int | None = None) -> PyTree:
-        """Reads a step's weights alone: no byte of the optimizer is read. Else as `restore`."""
-        return _load(self._path(self._existing(step)), {"params": abstract_params})["params"]
-
     def metadata(self, step: int | None = None) -> dict[str, PyTree]:
         """{"params", "training"}: what a step holds, as trees of jax.ShapeDtypeStruct; reads no array."""
-        return jax.tree.map(_shape, _saved(self._path(self._existing(step)), "params", "training"))
+        return jax.tree.map(_shape, _saved(self._path(self.existing_step(step)), "params", "training"))
 
     def _path(self, step: int) -> epath.Path:
         return self._folder / _STEP_NAMES.build_name(step)
 
-    def _existing(self, step: int | None) -> int:
+    def existing_step(self, step: int | None) -> int:
+        """This step, or the latest; UserError where there is none."""
         return _find_step(self._folder, step)
 
     def _record(self, step: int) -> dict:
@@ -171,87 +168,48 @@ class Checkpoints:
         self._clean = True
 
 
-def restore_partial(
-    initial_params: PyTree,
-    path: epath.PathLike,
-    assignment_map: Sequence[tuple[str, str | None]] | None = None,
-) -> PyTree:
-    """Starts a model from another run's weights, renamed by rules as T5X's `assignment_map` has them.
+def find_checkpoint(path: epath.PathLike) -> epath.Path:
+    """The step that a path means: itself, RUN/checkpoints/N, or the latest of the run folder that it is."""
+    given = epath.Path(path).absolute()
+    if (given / "params").exists():
+        return given
+    folder = given if given.name == "checkpoints" else given / "checkpoints"
+    if given.parent.name == "checkpoints" and given.name.isdigit():
+        folder, step = given.parent, int(given.name)
+        return folder / _STEP_NAMES.build_name(_find_step(folder, step))
+    return folder / _STEP_NAMES.build_name(_find_step(folder, None))
 
-    `path` is a run folder (its latest step) or one step, RUN/checkpoints/N. A parameter's name, such as
-    'encoder/layers_0/mlp/wo/kernel', goes to the first rule (regex, replacement) whose regex matches all of
-    it: it is read from the expanded replacement, or, where that is None, its leaf of `initial_params` is
-    returned as it came. A name that no rule matches is read from the same name; what else the checkpoint has
-    stays there. Leaves of `initial_params` are arrays or jax.ShapeDtypeStruct; shardings are theirs.
 
-    Raises UserError for a rule that matches nothing, a source that is not there, and a shape that differs.
+def saved_parameters(step_folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a step by name, without reading any. Raises UserError where it cannot be read."""
+    return jax.tree.map(_shape, named(_saved(step_folder, "params")["params"]))
+
+
+def load_parameters(step_folder: epath.Path, wanted: Mapping[str, tuple[str, Any]]) -> dict[str, jax.Array]:
+    """For every key of `wanted`, (a saved parameter's name, the array or ShapeDtypeStruct that it is to be like).
+
+    Nothing else of the step is read. Names and shapes are those of `saved_parameters`.
     """
-    source = _checkpoint_at(path)
-    saved = _named(_saved(source, "params")["params"])
-    wanted = _named(initial_params)
-    origin = _assign(wanted, assignment_map or ())
-    needed = {name: old for name, old in origin.items() if old is not None}
-    for name, old in needed.items():
-        if old not in saved:
-            renamed = "" if old == name else f" (for {name!r})"
-            raise UserError(
-                f"{source}: no parameter {old!r}{renamed} in this checkpoint{nearest(old, saved)}; "
-                "to start it fresh, map it to None in assignment_map"
-            )
-        _check_shape(source, name, saved[old], wanted[name])
-    abstract: dict = {}
-    for name, old in needed.items():
-        *parents, last = old.split("/")
-        node = abstract
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = _placed(wanted[name])
+    if not wanted:
+        return {}
+    abstract = nested({name: placed(leaf) for name, leaf in wanted.values()})
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = _named(ocp.load_checkpointables(source, {"params": abstract})["params"]) if needed else {}
-    readers = collections.Counter(needed.values())
-    leaves = [
+        loaded = named(ocp.load_checkpointables(step_folder, {"params": abstract})["params"])
+    readers = collections.Counter(name for name, _ in wanted.values())
+    return {
         # Two parameters read from one source must not share its buffer: the first step donates both.
-        jax.device_put(loaded[needed[name]], _placed(leaf).sharding, may_alias=readers[needed[name]] == 1)
-        if name in needed
-        else leaf
-        for name, leaf in wanted.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(initial_params), leaves)
-
-
-def _assign(names: Mapping[str, Any], rules: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
-    """For each new name the name to read, or None to keep what the model starts with."""
-    try:
-        patterns = [(re.compile(pattern), replacement) for pattern, replacement in rules]
-        used, origin = set(), {}
-        for name in names:
-            origin[name] = name
-            for pattern, replacement in patterns:
-                if match := pattern.fullmatch(name):
-                    used.add(pattern)
-                    origin[name] = None if replacement is None else match.expand(replacement)
-                    break
-    except (re.error, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"assignment_map: {error}; it is a list of (regex, replacement or None), like "
-            "[('decoder/(.*)', r'encoder/\\1'), ('.*logits_dense.*', None)]"
-        ) from None
-    for pattern, _ in patterns:
-        if pattern not in used:
-            raise UserError(
-                f"assignment_map: {pattern.pattern!r} takes no parameter{nearest(pattern.pattern, names)}; "
-                "a regex must match a whole name of this model that no earlier rule took"
-            )
-    return origin
+        target: jax.device_put(loaded[name], placed(leaf).sharding, may_alias=readers[name] == 1)
+        for target, (name, leaf) in wanted.items()
+    }
 
 
 def describe(run_dir: epath.PathLike, step: int | None = None) -> str:
     """The text of `inspect checkpoint`: what is in a step (default: the latest) and where it came from."""
     manifest = read_manifest(run_dir)
     checkpoints = Checkpoints(run_dir, best_metric=manifest.get("best_metric"))
-    step = checkpoints._existing(step)
+    step = checkpoints.existing_step(step)
     info = ocp.checkpointables_metadata(checkpoints._path(step))
     saved_at = datetime.datetime.fromtimestamp(info.commit_timestamp_nsecs / 1e9, datetime.UTC)
     best = checkpoints.best_step()
@@ -268,14 +226,14 @@ def describe(run_dir: epath.PathLike, step: int | None = None) -> str:
         f"data         {_pairs(info.custom_metadata['data_state'])}",
         "",
     ]
-    params = _named(info.metadata["params"])
+    params = named(info.metadata["params"])
     width = max(map(len, params))
     for name, leaf in params.items():
         shape = " ".join(map(str, leaf.shape)) or "scalar"
         lines.append(f"{name:{width}}  {shape:>12}  {leaf.dtype}  {_size([leaf])}")
     count = sum(math.prod(leaf.shape) for leaf in params.values())
     lines.append(f"params       {len(params)} arrays, {count:,} parameters, {_size(params.values())}")
-    for part, tree in info.metadata["training"].items():
+    for part, tree in (info.metadata.get("training") or {}).items():
         leaves = jax.tree.leaves(tree)
         lines.append(f"{part:12} {len(leaves)} arrays, {_size(leaves)}")
     return "\n".join(lines)
@@ -330,14 +288,15 @@ class PreemptionGuard:
 
 def _parts(state: PyTree) -> dict[str, PyTree]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {"params": fields.pop("params"), "training": fields}
+    parts = {"params": fields.pop("params"), "training": fields}
+    return {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}  # Orbax writes no empty tree
 
 
 def _load(path: epath.Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     """Reads the parts asked for, having compared every name and shape with what the step holds."""
     trees = _saved(path, *abstract)
     for part, tree in abstract.items():
-        saved, wanted = _named(trees[part]), _named(tree)
+        saved, wanted = named(trees[part]), named(tree)
         what = "parameter" if part == "params" else "training state"
         for name in [*wanted, *saved]:
             if name not in saved or name not in wanted:
@@ -346,8 +305,8 @@ def _load(path: epath.Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
                     f"{path}: only {side} has {what} {name!r}{nearest(name, other)}; go back to the "
                     "model and optimizer it was saved with, or start from its weights (INITIAL_CHECKPOINT_PATH)"
                 )
-            _check_shape(path, name, saved[name], wanted[name])
-    return ocp.load_checkpointables(path, jax.tree.map(_placed, abstract))
+            check_shape(path, name, saved[name], wanted[name])
+    return ocp.load_checkpointables(path, jax.tree.map(placed, abstract))
 
 
 def _saved(path: epath.Path, *parts: str) -> dict[str, PyTree]:
@@ -359,10 +318,11 @@ def _saved(path: epath.Path, *parts: str) -> dict[str, PyTree]:
     return {part: found[part] for part in parts}
 
 
-def _check_shape(path: epath.Path, name: str, saved: Any, wanted: Any) -> None:
+def check_shape(where: epath.PathLike, name: str, saved: Any, wanted: Any) -> None:
+    """Raises UserError with both shapes where they differ."""
     if tuple(saved.shape) != tuple(wanted.shape):
         there, here = tuple(saved.shape), tuple(wanted.shape)
-        raise UserError(f"{path}: {name!r} has shape {there} in the checkpoint and {here} in this run")
+        raise UserError(f"{where}: {name!r} has shape {there} in the checkpoint and {here} in this run")
 
 
 def _steps(folder: epath.Path) -> list[int]:
@@ -378,19 +338,7 @@ def _find_step(folder: epath.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def _checkpoint_at(path: epath.PathLike) -> epath.Path:
-    """The step that a path means: itself, or the latest of the run folder that it is."""
-    given = epath.Path(path).absolute()
-    if (given / "params").exists():
-        return given
-    folder = given if given.name == "checkpoints" else given / "checkpoints"
-    if given.parent.name == "checkpoints" and given.name.isdigit():
-        folder, step = given.parent, int(given.name)
-        return folder / _STEP_NAMES.build_name(_find_step(folder, step))
-    return folder / _STEP_NAMES.build_name(_find_step(folder, None))
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+def placed(leaf: Any) -> jax.ShapeDtypeStruct:
     """A leaf for Orbax to read: to one device where no sharding is asked for, whatever mesh it came from."""
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -398,12 +346,6 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, 'encoder/layers_0/mlp/wo/kernel', in tree order."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -316,7 +316,7 @@ def _plain(value: Any) -> Any:
 @functools.cache
 def _register() -> None:
     """Gives gin the framework's names; here, so that the rooms themselves need no gin."""
-    from t5x_lite.model import T5Config
+    from t5x_lite.model import Lora, T5Config
     from t5x_lite.partitioning import make_partitioner
     from t5x_lite.training import optimizers
     from t5x_lite.training.run import TrainConfig
@@ -324,6 +324,7 @@ def _register() -> None:
 
     register("train", TrainConfig)
     register("T5Config", T5Config)
+    register("Lora", Lora)
     register("Partitioner", make_partitioner)
     register("learning_rate", learning_rate)
     register("adafactor", optimizers.adafactor)

@@ -17,9 +17,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.model.axes import Rule, axis_rules, logical_to_spec
+from t5x_lite.model.names import name_of
 
 MESH_AXES = ("data", "fsdp", "model")
 LOGICAL_AXES = ("batch", "length", "embed", "heads", "kv", "mlp", "vocab", "layers", "relpos_buckets")
+
+# Rows of the vocabulary's tables are padded to a multiple of this, so that they divide over a mesh; T5's own rounding
+# (32100 tokens, 32128 rows).
+VOCAB_MULTIPLE = 128
 
 # T5X's data parallelism: parameters whole on every device, each computes its share of the batch.
 DATA_PARALLEL: tuple[Rule, ...] = (("batch", ("data", "fsdp")),)
@@ -164,10 +169,10 @@ def like_parameters(state: Any, abstract_params: Any, param_shardings: Any, repl
     shapes = jax.tree_util.tree_flatten_with_path(abstract_params)[0]
     for (path, leaf), sharding in zip(shapes, jax.tree.leaves(param_shardings), strict=True):
         entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
-        named[_name(path)] = (leaf.shape, entries)
+        named[name_of(path)] = (leaf.shape, entries)
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        words = _name(path).split("/")
+        words = name_of(path).split("/")
         names = ("/".join(words[start:]) for start in range(len(words)))
         found = next((named[name] for name in names if name in named), None)
         spec = _spec_of_part(leaf.shape, *found) if found else None
@@ -204,7 +209,7 @@ def sharding_table(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         shape = " ".join(map(str, leaf.shape)) or "scalar"
         spec = ", ".join(str(entry) for entry in leaf.sharding.spec) or "replicated"
-        rows.append((_name(path), shape, str(leaf.dtype), spec, f"{bytes_per_device(leaf):,}"))
+        rows.append((name_of(path), shape, str(leaf.dtype), spec, f"{bytes_per_device(leaf):,}"))
     rows.insert(0, ("parameter", "shape", "dtype", "spec", "bytes/device"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -218,7 +223,3 @@ def bytes_per_device(tree: Any) -> int:
     """What one device holds of a tree whose leaves have shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

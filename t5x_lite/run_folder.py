@@ -1,8 +1,14 @@
 """The manifest of a run folder: which model, vocabulary and tasks its checkpoints belong to."""
 
+import dataclasses
 import json
+import os
+import platform
+import subprocess
+from importlib import metadata
 from typing import Any
 
+import jax
 from etils import epath
 
 from t5x_lite.errors import UserError, nearest
@@ -11,7 +17,53 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 # A run may go on with these changed: they say how, where or by whom it is computed, not what its arrays mean.
-_MAY_CHANGE = {"versions", "git", "hardware", "best_metric", "model.dtype", "model.remat", "model.dropout_rate"}
+_MAY_CHANGE = {
+    "versions",
+    "git",
+    "hardware",
+    "hugging_face",
+    "best_metric",
+    "base.path",
+    "model.dtype",
+    "model.remat",
+    "model.dropout_rate",
+}
+
+
+def describe_model(model: Any, vocabulary: Any, lengths: dict[str, int]) -> dict[str, Any]:
+    """What the manifest of every run folder says: a T5Config, its Vocabulary, lengths in tokens, and who wrote it."""
+    return {
+        "format": FORMAT,
+        "model": dataclasses.asdict(model),
+        "lengths": dict(lengths),
+        "vocabulary": {"kind": vocabulary.kind, "sha256": vocabulary.sha256, "size": vocabulary.size},
+        "versions": _versions(),
+        "git": _git_revision(),
+        "hardware": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint", "seqio")
+    installed = {name: _version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: found for name, found in installed.items() if found}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a machine that only answers needs no seqio
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def write_manifest(run_dir: epath.PathLike, manifest: dict[str, Any]) -> None:

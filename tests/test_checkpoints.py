@@ -16,8 +16,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from t5x_lite.checkpoints import Checkpoints, PreemptionGuard, describe, restore_partial
+from t5x_lite.checkpoints import Checkpoints, PreemptionGuard, describe
 from t5x_lite.errors import UserError
+from t5x_lite.interop import open_source, restore_partial
 from t5x_lite.run_folder import write_manifest
 
 
@@ -96,6 +97,10 @@ def save(run_dir, state, step=1, metrics=None, **options):
     return checkpoints
 
 
+def weights(run_dir, like):
+    return restore_partial(like, open_source(run_dir))
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder with step 1 of make_state()."""
@@ -168,20 +173,20 @@ def test_training_resumed_is_training_uninterrupted(tmp_path):
 
 def test_weights_alone_need_no_optimizer(run):
     shutil.rmtree(run / "checkpoints" / "1" / "training")
-    params = Checkpoints(run).restore_params(on_mesh(abstract(make_state().params), (2, 4)))
+    params = weights(run, on_mesh(abstract(make_state().params), (2, 4)))
     assert_same_bits(params, make_state().params)
 
 
 def test_weights_come_in_the_type_asked_for(run):
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), make_state().params)
-    found = Checkpoints(run).restore_params(wanted)
+    found = weights(run, wanted)
     assert_same_bits(found, jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state().params))
 
 
 def test_a_damaged_step_is_a_users_error(run):
     (run / "checkpoints" / "1" / "params" / "_METADATA").unlink()
     with pytest.raises(UserError, match="no readable 'params' in it"):
-        Checkpoints(run).restore_params(abstract(make_state().params))
+        weights(run, abstract(make_state().params))
 
 
 def test_metadata_gives_shapes_and_types(run):
@@ -227,7 +232,7 @@ def test_an_empty_folder_has_no_steps_and_is_not_made(tmp_path):
 
 def test_a_step_is_not_saved_twice(run):
     save(run, make_state(seed=7), step=1)
-    assert_same_bits(Checkpoints(run).restore_params(abstract(make_state().params)), make_state().params)
+    assert_same_bits(weights(run, abstract(make_state().params)), make_state().params)
 
 
 def test_only_a_writer_clears_what_a_killed_process_left(run):
@@ -378,83 +383,6 @@ def test_tensorflow_is_not_imported(python):
     assert process.communicate(timeout=120)[0] == "False\n"
 
 
-# ---------------------------------------------------------------------- starting from another run's weights
-
-
-def renamed(tree, old, new):
-    """A copy of a one-leaf-a-branch tree with a top-level name changed."""
-    return {new if name == old else name: branch for name, branch in tree.items()}
-
-
-def zeros(tree):
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def test_the_same_model_starts_from_the_weights(run):
-    for path in (run, str(run), run / "checkpoints", run / "checkpoints" / "1"):
-        assert_same_bits(restore_partial(zeros(make_state().params), path), make_state().params)
-
-
-def test_parameters_keep_their_shardings(run):
-    initial = on_mesh(zeros(make_state().params), (2, 4))
-    found = restore_partial(initial, run)
-    assert_same_bits(found, make_state().params)
-    for leaf, before in zip(jax.tree.leaves(found), jax.tree.leaves(initial), strict=True):
-        assert leaf.sharding == before.sharding
-
-
-def test_rules_rename_and_keep(run):
-    source = make_state().params
-    initial = zeros(renamed(source, "encoder", "tower") | {"head": {"kernel": jnp.ones((3, 5))}})
-    initial["decoder"]["decoder_norm"]["scale"] = jnp.full(99, 7.0)  # a size of its own, kept
-    rules = [(r"tower/(.*)", r"encoder/\1"), (r"head/.*|.*/scale", None)]
-    found = restore_partial(initial, run, rules)
-    assert_same_bits(found["tower"], source["encoder"])
-    assert_same_bits(found["token_embedder"], source["token_embedder"])
-    assert found["head"]["kernel"] is initial["head"]["kernel"]
-    assert found["decoder"]["decoder_norm"]["scale"] is initial["decoder"]["decoder_norm"]["scale"]
-
-
-def test_the_first_rule_that_matches_wins(run):
-    initial = zeros({"decoder": make_state().params["decoder"]})
-    found = restore_partial(initial, run, [(".*", "decoder/decoder_norm/scale")])
-    assert_same_bits(found, {"decoder": make_state().params["decoder"]})
-    with pytest.raises(UserError, match=r"'decoder/\.\*' takes no parameter"):
-        restore_partial(initial, run, [(".*", None), ("decoder/.*", None)])
-
-
-def test_two_parameters_of_one_source_can_both_be_donated(run):
-    scale = make_state().params["decoder"]["decoder_norm"]["scale"]
-    initial = zeros({"a": scale, "b": scale})
-    found = restore_partial(initial, run, [("a|b", SCALE)])
-    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-    assert_same_bits(advance(found), {"a": scale + 1, "b": scale + 1})
-
-
-def test_more_parameters_in_the_checkpoint_are_left_there(run):
-    initial = zeros({"decoder": make_state().params["decoder"]})
-    assert_same_bits(restore_partial(initial, run), {"decoder": make_state().params["decoder"]})
-
-
-@pytest.mark.parametrize(
-    ("rules", "says"),
-    [
-        ([("encoder/layer_0/.*", None)], r"takes no parameter; nearest: .*; a regex must match a whole name"),
-        ([("encoder", None)], r"'encoder' takes no parameter.*whole name"),
-        ([("(", None)], r"assignment_map: .*it is a list of \(regex, replacement or None\)"),
-        ([("encoder/(.*)", r"\2")], r"assignment_map: invalid group reference"),
-        (["encoder"], r"assignment_map: too many values"),
-        ([("encoder/(.*)", r"encodr/\1")], rf"no parameter 'encodr/.*' \(for '{KERNEL}'\).*nearest: '{KERNEL}'"),
-        ([(KERNEL, EMBEDDING)], rf"'{KERNEL}' has shape \(32, 16\) in the checkpoint and \(16, 8\) in this run"),
-    ],
-    ids=["no match", "part of a name", "no regex", "no group", "no pair", "not there", "shape"],
-)
-def test_wrong_rules_are_told_in_one_line(run, rules, says):
-    with pytest.raises(UserError, match=says) as error:
-        restore_partial(zeros(make_state().params), run, rules)
-    assert "\n" not in str(error.value)
-
-
 # ---------------------------------------------------------------------- what users do wrong
 
 
@@ -462,8 +390,7 @@ def test_no_checkpoint_there(tmp_path):
     save(tmp_path / "translate", make_state())
     for attempt in (
         lambda path: Checkpoints(path).restore(abstract(make_state())),
-        lambda path: Checkpoints(path).restore_params(abstract(make_state().params)),
-        lambda path: restore_partial(make_state().params, path),
+        lambda path: weights(path, make_state().params),
     ):
         with pytest.raises(UserError, match=r"no checkpoint in '.*/translat/checkpoints'; nearest: 'translate'"):
             attempt(tmp_path / "translat")
@@ -474,7 +401,7 @@ def test_a_step_that_is_not_there(run):
     save(run, make_state(), step=20)
     for attempt in (
         lambda: Checkpoints(run).restore(abstract(make_state()), step=7),
-        lambda: restore_partial(make_state().params, run / "checkpoints" / "7"),
+        lambda: weights(run / "checkpoints" / "7", make_state().params),
     ):
         with pytest.raises(UserError, match=r"no step 7 in '.*'; there are 1, 20$"):
             attempt()
@@ -487,16 +414,18 @@ def test_a_shape_that_differs_names_the_parameter_and_both_shapes(run):
     with pytest.raises(UserError, match=says):
         Checkpoints(run).restore(wanted)
     with pytest.raises(UserError, match=says):
-        Checkpoints(run).restore_params(wanted.params)
+        weights(run, wanted.params)
 
 
 def test_a_parameter_that_only_one_side_has_is_named(run):
-    params = abstract(make_state().params)
-    more = params | {"decoder": params["decoder"] | {"logits_dense": {"kernel": params["token_embedder"]["embedding"]}}}
+    state = abstract(make_state())
+    head = {"logits_dense": {"kernel": state.params["token_embedder"]["embedding"]}}
+    more = state.params | {"decoder": state.params["decoder"] | head}
     with pytest.raises(UserError, match=r"only this run has parameter 'decoder/logits_dense/kernel'"):
-        Checkpoints(run).restore_params(more)
+        Checkpoints(run).restore(dataclasses.replace(state, params=more))
+    fewer = {name: state.params[name] for name in ("encoder", "decoder")}
     with pytest.raises(UserError, match=rf"only the checkpoint has parameter '{EMBEDDING}'"):
-        Checkpoints(run).restore_params({name: params[name] for name in ("encoder", "decoder")})
+        Checkpoints(run).restore(dataclasses.replace(state, params=fewer))
 
 
 def test_another_optimizer_is_named(run):

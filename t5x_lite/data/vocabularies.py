@@ -19,7 +19,7 @@ LOST_SHARE_WARNED = 0.01  # of the characters; more than this is said aloud
 
 _MODEL_FILE, _DESCRIPTION_FILE = "spiece.model", "vocabulary.json"
 _BYTE_OFFSET = 3
-_T5_EXTRA_IDS = 100  # sentinels above the pieces of T5's own vocabularies
+SENTINEL = r"<extra_id_(\d+)>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,41 +37,106 @@ class Coverage:
 
 
 class Vocabulary:
-    """A SentencePiece model with `extra_ids` ids above it, or, without a model, the bytes of UTF-8 (ByT5)."""
+    """A SentencePiece model, or, without a model, the bytes of UTF-8 (ByT5); above it ids of whole tokens.
+
+    First `extra_ids` sentinels, <extra_id_0> being the last of them (of bytes: the first), then the tokens `added`,
+    such as a catalogue's items. Text between such tokens is tokenised for itself; pieces lose the blanks at its ends.
+    """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
-    def __init__(self, kind: str, model: bytes | None = None, extra_ids: int = 0):
+    def __init__(self, kind: str, model: bytes | None = None, extra_ids: int = 0, added: Sequence[str] = ()):
         self.kind = kind
         self.extra_ids = extra_ids
-        self._model = model
+        self.added = tuple(added)
+        self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
         self._known: set[str] = set()
         self._unknown: set[str] = set()
+        # The longest token first, so that <item_12> is not read as <item_1> and a 2.
+        longest_first = sorted(self.added, key=len, reverse=True)
+        whole = [SENTINEL.replace("(", "(?:")] * bool(extra_ids) + [re.escape(token) for token in longest_first]
+        self._whole_tokens = re.compile(f"({'|'.join(whole)})") if whole else None
+        self._id_of_added = {token: self.size - len(self.added) + n for n, token in enumerate(self.added)}
+
+    @property
+    def _num_pieces(self) -> int:
+        return self._pieces.get_piece_size() if self._pieces else _BYTE_OFFSET + 256
 
     @property
     def size(self) -> int:
-        pieces = self._pieces.get_piece_size() if self._pieces else _BYTE_OFFSET + 256
-        return pieces + self.extra_ids
+        return self._num_pieces + self.extra_ids + len(self.added)
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self._model if self._model else b"bytes").hexdigest()
+        digest = hashlib.sha256(self.model if self.model else b"bytes")
+        digest.update("".join(f"\n{token}" for token in self.added).encode())
+        return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids without an end of sequence."""
+        if self._whole_tokens is None:
+            return self._encode_text(text)
+        *before, last = self._whole_tokens.split(text)
+        if not before:
+            return self._encode_text(text)
+        ids = []
+        for between, token in zip(before[::2], before[1::2], strict=True):
+            whole = self._id_of_whole(token)
+            ids += [*self._encode_part(between), *([whole] if whole else self._encode_text(token))]
+        return ids + self._encode_part(last)
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self._encode_text(text if self._pieces is None else text.strip(" "))
+
+    def _id_of_whole(self, token: str) -> int | None:
+        if token in self._id_of_added:
+            return self._id_of_added[token]
+        number = int(re.fullmatch(SENTINEL, token)[1])
+        if number >= self.extra_ids:
+            return None
+        return self._num_pieces + (number if self._pieces is None else self.extra_ids - 1 - number)
+
+    def _encode_text(self, text: str) -> list[int]:
         if self._pieces is None:
             return [byte + _BYTE_OFFSET for byte in text.encode()]
         return self._pieces.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text up to the first end of sequence; padding and ids of no piece are left out."""
+        """Text up to the first end of sequence; padding, sentinels and ids of no piece are left out."""
         ids = [int(token) for token in ids]
         if EOS_ID in ids:
             ids = ids[: ids.index(EOS_ID)]
+        first_added = self.size - len(self.added)
+        if not any(first_added <= i < self.size for i in ids):
+            return self._decode_text(ids)
+        words, text = [], []
+        for i in [*ids, first_added]:  # the last one only ends the text before it
+            if first_added <= i < self.size:
+                words += [self._decode_text(text), self.added[i - first_added]]
+                text = []
+            else:
+                text.append(i)
+        return ("" if self._pieces is None else " ").join(word for word in words[:-1] if word)
+
+    def _decode_text(self, ids: Sequence[int]) -> str:
         if self._pieces is None:
             return bytes(i - _BYTE_OFFSET for i in ids if 0 <= i - _BYTE_OFFSET < 256).decode(errors="ignore")
-        return self._pieces.decode([i for i in ids if 0 < i < self._pieces.get_piece_size()])
+        return self._pieces.decode([i for i in ids if 0 < i < self._num_pieces])
+
+    def with_tokens(self, tokens: Sequence[str]) -> "Vocabulary":
+        """This vocabulary with whole tokens appended; ids of the old ones stay.
+
+        Raises UserError for an empty token, one with white space, and one that is there already.
+        """
+        seen = set(self.added)
+        for token in tokens:
+            if not token or token.split() != [token]:
+                raise UserError(f"new token {token!r} is empty or has white space in it; write it as one word")
+            if token in seen or re.fullmatch(SENTINEL, token):
+                raise UserError(f"new token {token!r} is there twice, or already in the vocabulary")
+            seen.add(token)
+        return Vocabulary(self.kind, self.model, self.extra_ids, (*self.added, *tokens))
 
     def coverage(self, texts: Iterable[str]) -> Coverage:
         """Counts the characters of `texts` that reach the model as <unk>; white space counts as expressible."""
@@ -82,32 +147,44 @@ class Vocabulary:
         return Coverage(counts.total(), lost.total(), tuple(character for character, _ in lost.most_common(20)))
 
     def _is_lost(self, character: str) -> bool:
-        if self._pieces is None or character.isspace():
+        if not self.loses_characters or character.isspace():
             return False
         if character not in self._known and character not in self._unknown:
             found = self._unknown if UNK_ID in self._pieces.encode(character) else self._known
             found.add(character)
         return character in self._unknown
 
+    @property
+    def loses_characters(self) -> bool:
+        """Whether there are characters that it cannot express; bytes express all."""
+        return self._pieces is not None
+
     def save(self, folder: str | Path) -> None:
         """Writes vocabulary/ of a run folder; its description last, since that is what `load` looks for."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._model:
-            _write_whole(folder / _MODEL_FILE, self._model)
-        description = {"kind": self.kind, "extra_ids": self.extra_ids, "sha256": self.sha256}
+        if self.model:
+            _write_whole(folder / _MODEL_FILE, self.model)
+        description = {
+            "kind": self.kind,
+            "extra_ids": self.extra_ids,
+            "added": self.added,
+            "bytes": self.model is None,
+            "sha256": self.sha256,
+        }
         _write_whole(folder / _DESCRIPTION_FILE, json.dumps(description).encode())
 
     def to_seqio(self):
-        """The same vocabulary as SeqIO's tasks want it; imports TensorFlow."""
+        """The same vocabulary as SeqIO's tasks want it, added tokens as so many ids more; imports TensorFlow."""
         import seqio
 
-        if self._model is None:
-            return seqio.ByteVocabulary(extra_ids=self.extra_ids)
-        path = _cache_folder() / f"{self.sha256}.model"
+        extra_ids = self.extra_ids + len(self.added)
+        if self.model is None:
+            return seqio.ByteVocabulary(extra_ids=extra_ids)
+        path = _cache_folder() / f"{hashlib.sha256(self.model).hexdigest()}.model"
         if not path.exists():
-            _write_whole(path, self._model)
-        return seqio.SentencePieceVocabulary(str(path), extra_ids=self.extra_ids)
+            _write_whole(path, self.model)
+        return seqio.SentencePieceVocabulary(str(path), extra_ids=extra_ids)
 
 
 def load(folder: str | Path) -> Vocabulary:
@@ -115,10 +192,10 @@ def load(folder: str | Path) -> Vocabulary:
     folder = Path(folder)
     try:
         description = json.loads((folder / _DESCRIPTION_FILE).read_text())
-        model = (folder / _MODEL_FILE).read_bytes() if description["kind"] != "bytes" else None
+        model = None if description["bytes"] else (folder / _MODEL_FILE).read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no readable vocabulary ({error}); restore it from a copy of the run") from None
-    vocabulary = Vocabulary(description["kind"], model, description["extra_ids"])
+    vocabulary = Vocabulary(description["kind"], model, description["extra_ids"], description["added"])
     if vocabulary.sha256 != description["sha256"]:
         raise UserError(
             f"{folder / _MODEL_FILE} has sha256 {vocabulary.sha256}, not {description['sha256']} as saved; "
@@ -176,35 +253,20 @@ def byte() -> Vocabulary:
 
 def from_file(path: str | Path) -> Vocabulary:
     """A SentencePiece .model file. UserError where there is none, or not with T5's special ids."""
+    return Vocabulary("file", read_model(Path(path)))
+
+
+def read_model(path: Path) -> bytes:
+    """The bytes of a SentencePiece model that has T5's special ids; else UserError."""
     try:
-        model = Path(path).read_bytes()
-        vocabulary = Vocabulary("file", model)
+        model = path.read_bytes()
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except (OSError, RuntimeError) as error:
         raise UserError(f"VOCABULARY {str(path)!r} is no SentencePiece model: {error}") from None
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD_ID, EOS_ID, UNK_ID):
         raise UserError(f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}")
-    return vocabulary
-
-
-def from_hugging_face(name: str) -> Vocabulary:
-    """The SentencePiece model of a T5 on the Hugging Face hub or in its cache, with its sentinels above it.
-
-    T5 has 100 of them, mT5 none; UserError where hub and cache have no such model.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        model = Path(hf_hub_download(name, _MODEL_FILE)).read_bytes()
-        settings = json.loads(Path(hf_hub_download(name, "tokenizer_config.json")).read_text())
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"VOCABULARY {name!r}: no {_MODEL_FILE} of that name on the Hugging Face hub or in its cache "
-            f"({type(error).__name__}); use 'train', 'bytes', or the path of a .model file"
-        ) from None
-    return Vocabulary("hugging_face", model, extra_ids=settings.get("extra_ids", _T5_EXTRA_IDS))
+    return model
 
 
 def _cache_folder() -> Path:

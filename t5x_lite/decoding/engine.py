@@ -4,12 +4,13 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from t5x_lite import partitioning
+from etils import epath
+
+from t5x_lite import interop, partitioning
 from t5x_lite.checkpoints import Checkpoints
-from t5x_lite.data.vocabularies import LOST_SHARE_WARNED, Vocabulary, load
+from t5x_lite.data.vocabularies import LOST_SHARE_WARNED, Vocabulary
 from t5x_lite.decoding.greedy import Generator
-from t5x_lite.model import T5Config, abstract_params, logical_axes
-from t5x_lite.run_folder import read_manifest
+from t5x_lite.run_folder import MANIFEST, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -30,26 +31,24 @@ class Engine:
     vocabulary: Vocabulary
     generator: Generator
     lengths: dict[str, int]
-    step: int
 
     @classmethod
     def load(cls, model_dir: str, step: int | None = None) -> "Engine":
         """Opens a run folder at `step`, else at its best step by the run's metric, else its latest.
 
-        Raises UserError where the folder is no run folder or has no such step.
+        Or any other model that `open_source` knows, such as google/flan-t5-small. Raises UserError where it is none.
         """
-        manifest = read_manifest(model_dir)
-        config = T5Config(**manifest["model"])
-        vocabulary = load(f"{model_dir}/vocabulary")
         partitioner = partitioning.make_partitioner()
-        shapes = abstract_params(config)
-        shardings = partitioner.shardings(logical_axes(config), shapes)
-        checkpoints = Checkpoints(model_dir, best_metric=manifest.get("best_metric"))
-        step = checkpoints.preferred_step() if step is None else step
-        params = checkpoints.restore_params(partitioning.with_shardings(shapes, shardings), step=step)
-        checkpoints.close()
-        generator = Generator(config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)
-        return cls(vocabulary, generator, manifest["lengths"], step)
+        if (epath.Path(model_dir) / MANIFEST).exists():
+            checkpoints = Checkpoints(model_dir, best_metric=read_manifest(model_dir).get("best_metric"))
+            step = checkpoints.existing_step(checkpoints.preferred_step() if step is None else step)
+            source = interop.open_step(model_dir, step)
+        else:
+            source = interop.open_source(model_dir, "--model_dir")
+        vocabulary = source.vocabulary()
+        params = interop.load_model(source, source.config, partitioner)
+        generator = Generator(source.config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)
+        return cls(vocabulary, generator, source.lengths)
 
     def generate(self, prompts: Sequence[str], max_tokens: int | None = None) -> list[Answer]:
         """Answers each prompt greedily; answers come in the order of the prompts."""
@@ -68,7 +67,9 @@ class Engine:
         coverage = self.vocabulary.coverage(prompts)
         if coverage.share > LOST_SHARE_WARNED:
             log.warning(
-                "%.0f%% of the prompt's characters are not in this run's vocabulary and reach the model as <unk> (%s)",
+                "%.0f%% of the prompt's characters are not in this model's vocabulary and reach it as <unk> (%s): "
+                "the answer cannot depend on them; use a model that has them: mT5 (google/mt5-small) for most scripts, "
+                "ByT5 (google/byt5-small) for all",
                 100 * coverage.share,
                 " ".join(coverage.examples[:10]),
             )

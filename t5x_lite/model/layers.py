@@ -125,6 +125,9 @@ class Initializer:
     def for_stack(self, num_layers: int) -> "Initializer":
         return Initializer(self._key, self._dtype, num_layers)
 
+    def in_float32(self, num_layers: int | None) -> "Initializer":
+        return Initializer(self._key, "float32", num_layers)
+
     def child(self, number: int) -> "Initializer":
         """An independent stream; two children of one parent need different numbers."""
         return Initializer(jax.random.fold_in(self._key, 2**16 + number), self._dtype)
@@ -147,19 +150,23 @@ class Initializer:
 
 
 class Dense(nnx.Module):
-    """A matrix product without bias over the last `contracted` axes of its input."""
+    """A matrix product without bias over the last `contracted` axes of its input; `lora.py` may add an adapter."""
 
     def __init__(self, kernel: nnx.Param, contracted: int = 1):
         self.kernel = kernel
         self.contracted = contracted
+        self.lora_scale: float | None = None
 
     def __call__(self, x: Array, preferred_element_type: str | None = None) -> Array:
         """As one product of two matrices: XLA on CPU copies the activations of anything else in the backward pass."""
         kernel = self.kernel[...].astype(x.dtype)
         inputs = math.prod(kernel.shape[: self.contracted])
-        product = jnp.dot(
-            x.reshape(-1, inputs), kernel.reshape(inputs, -1), preferred_element_type=preferred_element_type
-        )
+        rows = x.reshape(-1, inputs)
+        product = jnp.dot(rows, kernel.reshape(inputs, -1), preferred_element_type=preferred_element_type)
+        if self.lora_scale is not None:
+            # Through the rank, so that no gradient as large as the kernel is ever computed.
+            a, b = (factor[...].astype(x.dtype) for factor in (self.lora_a, self.lora_b))
+            product += self.lora_scale * jnp.dot(jnp.dot(rows, a.reshape(inputs, -1)), b.reshape(b.shape[0], -1))
         return product.reshape(*x.shape[: x.ndim - self.contracted], *kernel.shape[self.contracted :])
 
 
@@ -179,7 +186,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: T5Config, init: Initializer):
         self.dtype = config.dtype
-        self.embedding = init.normal((config.vocab_size, config.d_model), ("vocab", "embed"), stddev=1.0)
+        self.embedding = init.normal((config.vocab_rows, config.d_model), ("vocab", "embed"), stddev=1.0)
 
     def __call__(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """A token outside of the table becomes NaN: a wrong vocabulary must not pass for a bad model."""
@@ -187,7 +194,7 @@ class Embedding(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-    """What attention adds to its scores for the distance of key and query; all layers of a stack share it."""
+    """What attention adds to its scores for the distance of key and query; the layers of a stack share it, or not."""
 
     def __init__(self, config: T5Config, init: Initializer, *, bidirectional: bool):
         self.bidirectional = bidirectional

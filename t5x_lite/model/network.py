@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from t5x_lite.model.config import T5Config
+from t5x_lite.model.names import named
 from t5x_lite.model.t5 import T5
 
 Params = dict[str, Any]
@@ -75,15 +76,14 @@ def unstack_layers(params: Mapping[str, Any]) -> Params:
 def describe_model(config: T5Config) -> str:
     """The text of `inspect model`: configuration, every weight's shape and logical axes, and exact counts."""
     lines = [f"{field.name} = {getattr(config, field.name)!r}" for field in dataclasses.fields(config)]
-    shapes = jax.tree_util.tree_flatten_with_path(abstract_params(config))[0]
-    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in shapes]
+    leaves = named(abstract_params(config))
     axes = jax.tree.leaves(logical_axes(config), is_leaf=lambda node: isinstance(node, tuple))
-    width = max(len(name) for name, _ in named)
+    width = max(map(len, leaves))
     lines.append("")
-    for (name, leaf), names in zip(named, axes, strict=True):
+    for (name, leaf), names in zip(leaves.items(), axes, strict=True):
         shape = " x ".join(map(str, leaf.shape))
-        lines.append(f"{name:{width}}  {shape:>20}  {leaf.dtype}  ({', '.join(names)})")
-    lines += ["", f"{config.num_parameters:,} parameters in {len(named)} arrays"]
+        lines.append(f"{name:{width}}  {shape:>20}  {leaf.dtype}  ({', '.join(name or '-' for name in names)})")
+    lines += ["", f"{config.num_parameters:,} parameters in {len(leaves)} arrays"]
     return "\n".join(lines)
 
 

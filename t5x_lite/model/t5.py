@@ -27,6 +27,7 @@ from t5x_lite.model.layers import (
     RelativeBias,
     dropout,
 )
+from t5x_lite.model.lora import add_adapters
 
 PAD_ID = 0
 
@@ -38,6 +39,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: T5Config, init: Initializer):
         self.dropout_rate = config.dropout_rate
+        self.relpos_bias = _bias_of_layer(config, init, bidirectional=True)
         self.pre_attention_layer_norm = Norm(config, init)
         self.attention = Attention(config, init)
         self.pre_mlp_layer_norm = Norm(config, init)
@@ -46,11 +48,13 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        bias: Float[Array, "1 H S S"],
+        bias: Float[Array, "1 H S S"] | None,
         mask: Bool[Array, "B 1 #S S"],
         key: Key[Array, ""] | None,
     ) -> Float[Array, "B S D"]:
         keys = _split(key, 4)
+        if bias is None:
+            bias = self.relpos_bias(x.shape[1])
         h = self.pre_attention_layer_norm(x)
         h = self.attention(h, self.attention.project(h), bias, mask, keys[0])
         x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
@@ -63,6 +67,7 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: T5Config, init: Initializer):
         self.dropout_rate = config.dropout_rate
+        self.relpos_bias = _bias_of_layer(config, init, bidirectional=False)
         self.pre_self_attention_layer_norm = Norm(config, init)
         self.self_attention = Attention(config, init)
         self.pre_cross_attention_layer_norm = Norm(config, init)
@@ -84,19 +89,27 @@ class DecoderLayer(nnx.Module):
         kv = self.self_attention.project(h)
         if past is not None:
             kv = KV(*(_put(old, new, view.step) for old, new in zip(past, kv, strict=True)))
-        h = self.self_attention(h, kv, view.bias, view.self_mask, keys[0])
+        bias = view.bias
+        if bias is None:
+            length = kv.key.shape[1]
+            bias = self.relpos_bias(length) if past is None else self.relpos_bias.row(view.step, length)
+        h = self.self_attention(h, kv, bias, view.self_mask, keys[0])
         x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
-        h = self.pre_cross_attention_layer_norm(x)
-        h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2])
+        # Beams of one request are so many queries of it: they read its keys and values where those are.
+        h = self.pre_cross_attention_layer_norm(x).reshape(cross_kv.key.shape[0], -1, x.shape[-1])
+        h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2]).reshape(x.shape)
         x = _residual(x, dropout(h, self.dropout_rate, keys[3]))
         h = self.mlp(self.pre_mlp_layer_norm(x), keys[4])
         return _residual(x, dropout(h, self.dropout_rate, keys[5])), kv
 
 
 class DecoderView(NamedTuple):
-    """What every decoder layer may look at; `step` is the position that a cached call fills."""
+    """What every decoder layer may look at; `step` is the position that a cached call fills.
 
-    bias: Float[Array, "1 H T S"]
+    Without `bias` each layer has its own.
+    """
+
+    bias: Float[Array, "1 H T S"] | None
     self_mask: Bool[Array, "#B 1 T S"]
     cross_mask: Bool[Array, "B 1 #T S"]
     step: Int[Array, ""] | int = 0
@@ -108,7 +121,8 @@ class Stack(nnx.Module):
     def __init__(self, config: T5Config, init: Initializer, make_layer: Callable, *, encoder: bool):
         self.config = config
         self.num_layers = config.num_encoder_layers if encoder else config.num_decoder_layers
-        self.relpos_bias = RelativeBias(config, init.child(0), bidirectional=encoder)
+        if not config.relative_bias_per_layer:
+            self.relpos_bias = RelativeBias(config, init.child(0), bidirectional=encoder)
         layers = init.child(1)
         if config.scan_layers:
             self.layers = make_layer(config, layers.for_stack(self.num_layers))
@@ -120,6 +134,12 @@ class Stack(nnx.Module):
             self.encoder_norm = final_norm
         else:
             self.decoder_norm = final_norm
+
+    def shared_bias(self, length: int, query: Int[Array, ""] | None = None) -> Float[Array, "1 H #S S"] | None:
+        """The bias of all layers, for all queries or for one; None where each layer has its own."""
+        if self.config.relative_bias_per_layer:
+            return None
+        return self.relpos_bias(length) if query is None else self.relpos_bias.row(query, length)
 
     def fold(self, body: Callable, x: Array | None, per_layer: Any) -> tuple[Array | None, Any]:
         """`x, out = body(layer, x, item)` from the first layer to the last; returns `x` and every `out`.
@@ -157,7 +177,7 @@ class Encoder(Stack):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 #S S"], key: Key[Array, ""] | None
     ) -> Float[Array, "B S D"]:
         keys = _split(key, 3)
-        bias = self.relpos_bias(x.shape[1])
+        bias = self.shared_bias(x.shape[1])
         x = dropout(x, self.config.dropout_rate, keys[0])
         x, _ = self.fold(lambda layer, x, key: (layer(x, bias, mask, key), None), x, self.layer_keys(keys[1]))
         return dropout(self.encoder_norm(x), self.config.dropout_rate, keys[2])
@@ -170,7 +190,7 @@ class Decoder(Stack):
         super().__init__(config, init, DecoderLayer, encoder=False)
         if not config.tie_embeddings:
             kernel = init.child(3).normal(
-                (config.d_model, config.vocab_size), ("embed", "vocab"), stddev=config.d_model**-0.5
+                (config.d_model, config.vocab_rows), ("embed", "vocab"), stddev=config.d_model**-0.5
             )
             self.logits_dense = Dense(kernel)
 
@@ -184,7 +204,7 @@ class Decoder(Stack):
     ) -> Float[Array, "B T D"]:
         """All positions at once; what comes back is normed and ready for the head."""
         keys = _split(key, 3)
-        view = DecoderView(self.relpos_bias(x.shape[1]), self_mask, cross_mask)
+        view = DecoderView(self.shared_bias(x.shape[1]), self_mask, cross_mask)
 
         def body(layer: DecoderLayer, x: Array, key: Array | None) -> tuple[Array, None]:
             cross_kv = layer.encoder_decoder_attention.project(encoded)
@@ -199,11 +219,11 @@ class Decoder(Stack):
         nothing = None if self.config.scan_layers else (None,) * self.num_layers
         return self.fold(lambda layer, x, _: (x, layer.encoder_decoder_attention.project(encoded)), None, nothing)[1]
 
-    def step(self, x: Float[Array, "B 1 D"], cache: "Cache") -> tuple[Float[Array, "B 1 D"], "Cache"]:
-        """One position, the one that the cache stands at."""
+    def step(self, x: Float[Array, "BW 1 D"], cache: "Cache") -> tuple[Float[Array, "BW 1 D"], "Cache"]:
+        """One position, the one that the cache stands at, of W beams a request."""
         length = cache.length
         seen = (jnp.arange(length) <= cache.step)[None, None, None]
-        view = DecoderView(self.relpos_bias.row(cache.step, length), seen, cache.cross_mask, cache.step)
+        view = DecoderView(self.shared_bias(length, cache.step), seen, cache.cross_mask, cache.step)
 
         def body(layer: DecoderLayer, x: Array, kv: tuple[KV, KV]) -> tuple[Array, KV]:
             past, cross_kv = kv
@@ -221,7 +241,8 @@ class Decoder(Stack):
 class Cache:
     """A decoder's memory of one batch: a KV a layer (one stacked KV when layers are scanned).
 
-    `past` [B, T, H, K] fills up by a position a step; `cross` [B, S, H, K] never changes.
+    `past` [B * W, T, H, K] fills up by a position a step; `cross` [B, S, H, K] never changes, and the W beams of
+    a request share it.
     """
 
     past: Any
@@ -247,6 +268,8 @@ class T5(nnx.Module):
         self.token_embedder = Embedding(config, init.child(0))
         self.encoder = Encoder(config, init.child(1))
         self.decoder = Decoder(config, init.child(2))
+        if config.lora:
+            add_adapters(self, config.lora, init.child(3))
 
     def __call__(self, batch: Batch, *, dropout_key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         """Teacher-forced logits in float32; dropout is on when a key is given.
@@ -277,11 +300,13 @@ class T5(nnx.Module):
         mask = _is_token(tokens) if segment_ids is None else _same(segment_ids, segment_ids)
         return self.encoder(self._embed(tokens), mask, dropout_key)
 
-    def start_cache(self, encoded: Float[Array, "B S D"], encoder_tokens: Int[Array, "B S"], max_length: int) -> Cache:
-        """A cache for decoding up to `max_length` tokens of each row from the beginning."""
+    def start_cache(
+        self, encoded: Float[Array, "B S D"], encoder_tokens: Int[Array, "B S"], max_length: int, beams: int = 1
+    ) -> Cache:
+        """A cache for decoding up to `max_length` tokens from the beginning, of `beams` rows for each request."""
         config = self.config
         layers = (self.decoder.num_layers,) if config.scan_layers else ()
-        shape = (*layers, encoded.shape[0], max_length, config.num_heads, config.head_dim)
+        shape = (*layers, encoded.shape[0] * beams, max_length, config.num_heads, config.head_dim)
         empty = KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
         return Cache(
             past=empty if config.scan_layers else (empty,) * config.num_decoder_layers,
@@ -290,7 +315,7 @@ class T5(nnx.Module):
             step=jnp.zeros((), jnp.int32),
         )
 
-    def decode_step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def decode_step(self, tokens: Int[Array, "BW"], cache: Cache) -> tuple[Float[Array, "BW V"], Cache]:
         """Logits of the token after `tokens`, which stand at the cache's position; a row starts with id 0."""
         x, cache = self.decoder.step(self._embed(tokens[:, None]), cache)
         return self._logits(x)[:, 0], cache
@@ -305,7 +330,12 @@ class T5(nnx.Module):
             logits = jnp.dot(rows, table.T, preferred_element_type=jnp.float32).reshape(*x.shape[:2], -1)
         else:
             logits = self.decoder.logits_dense(x, preferred_element_type="float32")
-        return constrain(logits, "batch", "length", "vocab")
+        # The rows that pad the table are no tokens: cut here, no softmax outside can give them weight.
+        return constrain(logits, "batch", "length", "vocab")[..., : self.config.vocab_size]
+
+
+def _bias_of_layer(config: T5Config, init: Initializer, *, bidirectional: bool) -> RelativeBias | None:
+    return RelativeBias(config, init, bidirectional=bidirectional) if config.relative_bias_per_layer else None
 
 
 def _is_token(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:

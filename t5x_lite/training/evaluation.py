@@ -4,6 +4,7 @@ Every example belongs to one template, seen or unseen in training, and scores ar
 answers only the wordings it was trained on must show it. One exact pass: no example is repeated or dropped.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import interop
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
@@ -19,7 +21,6 @@ from t5x_lite.decoding.score import score_targets
 from t5x_lite.errors import UserError
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, prepare
-from t5x_lite.training.state import abstract_state
 
 _SAMPLES_PER_TASK = 6
 
@@ -45,9 +46,10 @@ def evaluate_run(
     """
     run = prepare(config)
     checkpoints = Checkpoints(config.model_dir, best_metric=config.best_metric)
-    step = checkpoints.preferred_step() if step is None else step
-    abstract = abstract_state(run.model, config.optimizer, config.partitioner)
-    params = checkpoints.restore_params(abstract.params, step=step)
+    step = checkpoints.existing_step(checkpoints.preferred_step() if step is None else step)
+    # Adapters are folded into their kernels as the source is read.
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    params = interop.load_model(interop.open_step(config.model_dir, step), run.model, config.partitioner)
     split = split or config.eval_split
     eval_sets = load_eval_sets(run, split, max_examples)
     generator = Generator(run.model, params, eos_id=run.vocabulary.eos_id, partitioner=config.partitioner)

@@ -1,6 +1,5 @@
 """The training run, in the order in which it happens."""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -12,7 +11,7 @@ import numpy as np
 
 from t5x_lite import config as gin_config
 from t5x_lite import partitioning
-from t5x_lite.checkpoints import Checkpoints, PreemptionGuard, restore_partial
+from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
@@ -23,8 +22,10 @@ from t5x_lite.training.metrics_log import MetricsLog
 from t5x_lite.training.progress import TrainingProgress
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, describe_plan, prepare
-from t5x_lite.training.state import TrainState, abstract_state, init_state
+from t5x_lite.training.start import initial_state
+from t5x_lite.training.state import Params, TrainState, abstract_frozen, abstract_state
 from t5x_lite.training.step import make_train_step
+from t5x_lite.training.trainable import join
 
 _PREFETCHED_BATCHES = 4
 _TEXTS_LOOKED_AT = 10_000  # for the share of lost characters; a large set is not read whole for it
@@ -43,10 +44,11 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     partitioning.initialize_distributed()
     # ---------------------------------------------------------------- plan
     run = prepare(config)
-    abstract = abstract_state(run.model, config.optimizer, config.partitioner)
+    abstract = abstract_state(run.model, config.optimizer, config.partitioner, run.trainable)
     main_process = jax.process_index() == 0
     if main_process:
-        print(describe_plan(run, abstract), flush=True)
+        frozen = abstract_frozen(run.model, config.partitioner, run.trainable)
+        print(describe_plan(run, abstract, frozen), flush=True)
     if dry_run:
         return
 
@@ -64,7 +66,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         warn_of_lost_characters(run)
 
     # ---------------------------------------------------------------- state
-    state, decision = initial_state(run, abstract, checkpoints, iterator)
+    state, frozen, decision = initial_state(run, abstract, checkpoints, iterator)
     if main_process:
         print(decision, flush=True)
 
@@ -73,7 +75,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
     progress = TrainingProgress(config.train_steps, step, quiet=not main_process)
     train_step = train_step_of(run)
-    loop = Loop(run, stores, checkpoints, eval_sets, log, progress, started)
+    loop = Loop(run, frozen, stores, checkpoints, eval_sets, log, progress, started)
     try:
         with (
             PreemptionGuard() as guard,
@@ -137,31 +139,8 @@ def train_step_of(run: Run) -> Callable:
         microbatches=config.microbatches,
         z_loss=config.z_loss,
         label_smoothing=config.label_smoothing,
+        trainable=run.trainable,
     )
-
-
-def initial_state(
-    run: Run, abstract: TrainState, checkpoints: Checkpoints, iterator: TrainIterator
-) -> tuple[TrainState, str]:
-    """The state to begin with and a line that says why. The order is the contract:
-
-    1. The run's own latest checkpoint, with its optimizer and its place in the data.
-    2. The parameters of INITIAL_CHECKPOINT_PATH, at step 0 with a new optimizer.
-    3. Random parameters.
-    """
-    config = run.config
-    if checkpoints.latest_step() is not None:
-        state, data_state = checkpoints.restore(abstract)
-        iterator.restore(data_state)
-        return state, f"state: resuming {config.model_dir} at step {int(state.step)}"
-    with config.partitioner.context():
-        state = init_state(run.model, config.optimizer, jax.random.key(config.seed), config.partitioner)
-    if config.initial_checkpoint_path:
-        params = restore_partial(state.params, config.initial_checkpoint_path, config.assignment_map or ())
-        return dataclasses.replace(
-            state, params=params
-        ), f"state: parameters from {config.initial_checkpoint_path}, step 0"
-    return state, f"state: random parameters from seed {config.seed}, step 0"
 
 
 class Loop:
@@ -170,6 +149,7 @@ class Loop:
     def __init__(
         self,
         run: Run,
+        frozen: Params,
         stores: list[TokenStore],
         checkpoints: Checkpoints,
         eval_sets: list[EvalSet],
@@ -179,6 +159,7 @@ class Loop:
     ):
         self.run = run
         self.config = run.config
+        self.frozen = frozen
         self.stores = stores
         self.checkpoints = checkpoints
         self.eval_sets = eval_sets
@@ -196,7 +177,7 @@ class Loop:
         while step < config.train_steps and not guard.requested:
             before = batches.state()
             host_batch = next(batches)
-            state, metrics = train_step(state, config.partitioner.global_batch(host_batch))
+            state, metrics = train_step(state, config.partitioner.global_batch(host_batch), self.frozen)
             step += 1
             self.unchecked.append((step, before, metrics["loss"]))
             self.progress.step(step, host_batch)
@@ -234,14 +215,15 @@ class Loop:
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         self.check_finite(until=step)
         self.progress.pause()
+        params = join(state.params, self.frozen)
         if self.generator is None:
             self.generator = Generator(
                 self.run.model,
-                state.params,
+                params,
                 eos_id=self.run.vocabulary.eos_id,
                 partitioner=self.config.partitioner,
             )
-        self.generator.params = state.params
+        self.generator.params = params
         results = evaluation.evaluate(self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split)
         # The next step donates these arrays.
         self.generator.params = {}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from t5x_lite.model.names import name_of
 from t5x_lite.training.schedules import Schedule
 
 _SMALLEST_RMS = 1e-3  # a weight that starts at zero still moves
@@ -123,7 +124,7 @@ def _matrix_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 3:
         return shape
     first, second, third = shape
-    output = _name(path).endswith("out/kernel")  # [H, K, D]; query, key and value are [D, H, K]
+    output = name_of(path).endswith(("out/kernel", "out/lora_a"))  # [H, K, D]; others are [D, H, K]
     return (first * second, third) if output else (first, second * third)
 
 
@@ -132,7 +133,7 @@ def _split(tree: Any) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Ar
     stacks: dict[str, dict[str, jax.Array]] = {}
     single = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = _name(path)
+        name = name_of(path)
         stack, layers, _ = name.partition("/layers/")
         if layers:
             stacks.setdefault(stack, {})[name] = leaf
@@ -143,10 +144,6 @@ def _split(tree: Any) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Ar
 
 def _merge(like: Any, leaves: dict[str, jax.Array]) -> Any:
     def pick(path: tuple, _: Any) -> jax.Array:
-        return leaves[_name(path)]
+        return leaves[name_of(path)]
 
     return jax.tree_util.tree_map_with_path(pick, like)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -5,23 +5,22 @@ import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
 import optax
 
-from t5x_lite import run_folder
+from t5x_lite import interop, run_folder
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import UserError
-from t5x_lite.model import T5Config
-from t5x_lite.partitioning import Partitioner, bytes_per_device, sharding_table
-from t5x_lite.training.state import TrainState
-
-_VOCAB_MULTIPLE = 128  # the head's columns divide over a mesh; also T5's own rounding (32100 pieces, 32128 rows)
+from t5x_lite.interop import Source
+from t5x_lite.model import T5Config, abstract_params
+from t5x_lite.model.config import ARCHITECTURE_SIZES
+from t5x_lite.model.names import named
+from t5x_lite.partitioning import VOCAB_MULTIPLE, Partitioner, bytes_per_device, sharding_table
+from t5x_lite.training.state import Params, TrainState
+from t5x_lite.training.trainable import ADAPTERS_ONLY, Rules, trained_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class TrainConfig:
     vocabulary_size: int = 4096
     initial_checkpoint_path: str | None = None
     assignment_map: list | None = None
+    trainable: list | None = None
     microbatches: int = 1
     pack: bool = True
     z_loss: float = 1e-4
@@ -93,6 +93,7 @@ class Run:
     rates: tuple[float, ...]
     vocabulary: vocabularies.Vocabulary
     model: T5Config
+    source: Source | None
     templates_sha256: str
     resuming: bool
 
@@ -100,23 +101,27 @@ class Run:
     def lengths(self) -> dict[str, int]:
         return dict(self.config.task_feature_lengths)
 
+    @property
+    def trainable(self) -> Rules:
+        """Rules of `trained_names`; a model with adapters trains those unless told otherwise."""
+        return self.config.trainable or (ADAPTERS_ONLY if self.model.lora else ())
+
+    @property
+    def trains_all(self) -> bool:
+        names = named(abstract_params(self.model))
+        return len(trained_names(names, self.trainable)) == len(names)
+
     def manifest(self) -> dict[str, Any]:
-        return {
-            "format": 1,
-            "model": dataclasses.asdict(self.model),
-            "lengths": self.lengths,
+        manifest = run_folder.describe_model(self.model, self.vocabulary, self.lengths) | {
             "mixture_or_task": self.config.mixture_or_task_name,
             "best_metric": self.config.best_metric,
-            "vocabulary": {
-                "kind": self.vocabulary.kind,
-                "sha256": self.vocabulary.sha256,
-                "size": self.vocabulary.size,
-            },
             "templates_sha256": self.templates_sha256,
-            "versions": _versions(),
-            "git": _git_revision(),
-            "hardware": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         }
+        if self.source:
+            manifest["hugging_face"] = self.source.hugging_face
+            if not self.trains_all:
+                manifest["base"] = {"path": _portable(self.source), "fingerprint": interop.fingerprint(self.source)}
+        return manifest
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -131,15 +136,30 @@ def prepare(config: TrainConfig) -> Run:
         registry.import_module(config.mixture_or_task_module)
     mixture = registry.get_mixture_or_task(config.mixture_or_task_name)
     tasks, rates = registry.tasks_and_rates(mixture)
+    partial = bool(config.trainable or config.model.lora)
+    if partial and not config.initial_checkpoint_path:
+        raise UserError(
+            "TRAINABLE or LORA trains a part of the model, and INITIAL_CHECKPOINT_PATH is None: set it to the model "
+            "whose other parameters are kept"
+        )
+    source = None
+    if config.initial_checkpoint_path and (partial or not resuming):
+        source = interop.open_source(config.initial_checkpoint_path)
     if resuming:
         vocabulary = vocabularies.load(os.path.join(config.model_dir, "vocabulary"))
+        vocab_size = run_folder.read_manifest(config.model_dir)["model"]["vocab_size"]
     else:
-        vocabulary = _make_vocabulary(config, tasks)
-    rows = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    model = dataclasses.replace(config.model, vocab_size=rows)
+        vocabulary = _make_vocabulary(config, tasks, source)
+        # A model keeps the rows above its vocabulary that it was trained with: Flan-T5 has 28.
+        same = source and config.vocabulary == config.initial_checkpoint_path
+        vocab_size = max(vocabulary.size, source.config.vocab_size) if same else vocabulary.size
+    model = dataclasses.replace(config.model, vocab_size=vocab_size, vocab_multiple=VOCAB_MULTIPLE)
+    if source:
+        _check_same_model(config, model, source)
     texts = {task.name: registry.template_texts(task.name) for task in tasks}
     templates_sha256 = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    run = Run(config, tasks, rates, vocabulary, model, templates_sha256, resuming)
+    run = Run(config, tasks, rates, vocabulary, model, source, templates_sha256, resuming)
+    trained_names(named(abstract_params(model)), run.trainable)  # says what is wrong with the rules before any work
     if resuming:
         run_folder.check_manifest(config.model_dir, run.manifest())
     return run
@@ -161,44 +181,45 @@ def _check_model_dir(model_dir: str) -> bool:
     return True
 
 
-def _make_vocabulary(config: TrainConfig, tasks: tuple) -> vocabularies.Vocabulary:
-    """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, or a Hugging Face name."""
-    spec = config.vocabulary
-    if spec == "train":
+def _make_vocabulary(config: TrainConfig, tasks: tuple, source: Source | None) -> vocabularies.Vocabulary:
+    """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, a folder, or a Hugging Face name."""
+    if config.vocabulary == "train":
         from t5x_lite.data import registry
 
         texts = (text for task in tasks for text in registry.texts(task, "train"))
         return vocabularies.train_sentencepiece(texts, config.vocabulary_size)
-    if spec == "bytes":
-        return vocabularies.byte()
-    if spec.endswith(".model"):
-        return vocabularies.from_file(spec)
-    return vocabularies.from_hugging_face(spec)
+    if source and config.vocabulary == config.initial_checkpoint_path:
+        return source.vocabulary()
+    return interop.open_vocabulary(config.vocabulary)
 
 
-def _versions() -> dict[str, str]:
-    packages = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint", "seqio")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+def _check_same_model(config: TrainConfig, model: T5Config, source: Source) -> None:
+    """Refuses weights of another size before any is read; an ASSIGNMENT_MAP may mean what it does."""
+    if config.assignment_map:
+        return
+    for name in (*ARCHITECTURE_SIZES, "activations", "tie_embeddings", "relative_bias_per_layer"):
+        ours, theirs = getattr(model, name), getattr(source.config, name)
+        if ours != theirs:
+            raise UserError(
+                f"INITIAL_CHECKPOINT_PATH {config.initial_checkpoint_path!r} is a model with {name} {theirs} and this "
+                f"configuration has {ours}; include the gin/models file of its size and kind"
+            )
 
 
-def _git_revision() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+def _portable(source: Source) -> str:
+    """Where a base model is found again: a hub's name stays one, a folder becomes absolute."""
+    return os.path.abspath(source.where) if os.path.exists(source.where) else source.where
 
 
-def describe_plan(run: Run, abstract: TrainState) -> str:
+def describe_plan(run: Run, abstract: TrainState, frozen: Params) -> str:
     """What is about to run: devices, tasks, vocabulary, and where every parameter lives."""
     devices = jax.devices()
     config = run.config
     mesh = " x ".join(f"{name} {size}" for name, size in config.partitioner.mesh.shape.items() if size > 1)
     rates = ", ".join(f"{task.name} {rate:.0%}" for task, rate in zip(run.tasks, run.rates, strict=True))
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    weights, optimizer = (bytes_per_device(part) / 1e6 for part in (abstract.params, abstract.opt_state))
+    trained, kept = (sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for part in (abstract.params, frozen))
+    of_which = f"; trained {trained:,} ({trained / (trained + kept):.2%})" if kept else ""
+    weights, optimizer = (bytes_per_device(part) / 1e6 for part in ((abstract.params, frozen), abstract.opt_state))
     lengths = config.task_feature_lengths
     return "\n".join(
         [
@@ -206,8 +227,8 @@ def describe_plan(run: Run, abstract: TrainState) -> str:
             "",
             f"devices     {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
             f"{jax.process_count()} process(es), mesh {mesh or 'of one device'}",
-            f"model       {parameters:,} parameters, {run.model.dtype}; per device {weights:.1f} MB of parameters, "
-            f"{optimizer:.1f} MB of optimizer",
+            f"model       {trained + kept:,} parameters{of_which}, {run.model.dtype}; per device {weights:.1f} MB of "
+            f"parameters, {optimizer:.1f} MB of optimizer",
             f"vocabulary  {run.vocabulary.kind}, {run.vocabulary.size} pieces",
             f"tasks       {rates}",
             f"batch       {config.batch_size} rows of {lengths['inputs']} + {lengths['targets']} tokens, "

@@ -13,7 +13,8 @@ from t5x_lite.model import T5Config, bind, constrain
 from t5x_lite.partitioning import Partitioner
 from t5x_lite.training.losses import Losses, cross_entropy
 from t5x_lite.training.schedules import Schedule
-from t5x_lite.training.state import TrainState, abstract_state
+from t5x_lite.training.state import Params, TrainState, abstract_frozen, abstract_state
+from t5x_lite.training.trainable import Rules, join
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -28,8 +29,10 @@ def make_train_step(
     microbatches: int = 1,
     z_loss: float = 1e-4,
     label_smoothing: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step, to be called inside `partitioner.context()`.
+    trainable: Rules = (),
+) -> Callable[[TrainState, Batch, Params], tuple[TrainState, Metrics]]:
+    """The compiled step of (state, batch, the parameters that are not trained), to be called inside
+    `partitioner.context()`.
 
     The state given is donated; metrics are scalars on the device. Raises UserError for a `label_smoothing`
     outside of [0, 1), and RuntimeError outside of the context, where the model's layout would be lost.
@@ -37,12 +40,12 @@ def make_train_step(
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(f"LABEL_SMOOTHING is {label_smoothing}; it must lie in [0, 1)")
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Params) -> tuple[TrainState, Metrics]:
         if jax.sharding.get_abstract_mesh() != partitioner.mesh.abstract_mesh:
             raise RuntimeError("call the train step inside partitioner.context()")
 
         def loss_sum(params: Any, part: Batch, key: Key[Array, ""] | None) -> tuple[Array, Losses]:
-            logits = bind(config, params)(part, dropout_key=key)
+            logits = bind(config, join(params, frozen))(part, dropout_key=key)
             losses = cross_entropy(
                 logits,
                 part["decoder_target_tokens"],
@@ -73,11 +76,12 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, state.key_data), metrics
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, partitioner))
+    abstract = abstract_state(config, tx, partitioner, trainable), abstract_frozen(config, partitioner, trainable)
+    shardings, of_frozen = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, partitioner.batch_sharding),
+        in_shardings=(shardings, partitioner.batch_sharding, of_frozen),
         out_shardings=(shardings, partitioner.replicated),
     )
 

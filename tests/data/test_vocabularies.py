@@ -2,7 +2,6 @@ import subprocess
 import sys
 import unicodedata
 
-import huggingface_hub
 import pytest
 import sentencepiece
 from hypothesis import given
@@ -126,24 +125,6 @@ def test_a_model_file_with_other_special_ids_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"ids \(-1, 2, 0\); T5's are \(0, 1, 2\)"):
         vocabularies.from_file(tmp_path / "m.model")
-
-
-@pytest.mark.parametrize(("settings", "extra_ids"), [("{}", 100), ('{"extra_ids": 0}', 0)])
-def test_a_hugging_face_name_has_its_sentinels(trained, tmp_path, monkeypatch, settings, extra_ids):
-    trained.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(settings)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / file))
-    vocabulary = vocabularies.from_hugging_face("google/flan-t5-small")
-    assert vocabulary.size == trained.size + extra_ids
-    # Sentinels are no text: an id above the pieces decodes to nothing.
-    assert vocabulary.decode([*vocabulary.encode("Lima"), trained.size]) == "Lima"
-
-
-def test_without_a_network_a_hugging_face_name_is_the_users_to_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"no spiece\.model of that name on the Hugging Face hub or in its cache"):
-        vocabularies.from_hugging_face("google/no-such-t5")
 
 
 def test_too_small_a_size_is_said(cache):

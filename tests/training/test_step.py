@@ -58,7 +58,7 @@ def losses(partitioner: Partitioner, config=CONFIG, tx=None, microbatches: int =
         step = make_train_step(config, tx, partitioner, learning_rate=RATE, microbatches=microbatches)
         found = []
         for batch in batches(steps):
-            state, metrics = step(state, partitioner.global_batch(batch))
+            state, metrics = step(state, partitioner.global_batch(batch), {})
             found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return np.array(found), state
 
@@ -103,7 +103,8 @@ def test_the_state_is_donated_and_counts_its_steps():
     with ONE.context():
         state = init_state(CONFIG, tx, jax.random.key(0), ONE)
         before = jax.tree.leaves(state.params)[0]
-        state, metrics = make_train_step(CONFIG, tx, ONE, learning_rate=RATE)(state, ONE.global_batch(batches(1)[0]))
+        step = make_train_step(CONFIG, tx, ONE, learning_rate=RATE)
+        state, metrics = step(state, ONE.global_batch(batches(1)[0]), {})
     assert before.is_deleted()
     assert int(state.step) == 1
     assert metrics["target_tokens"] == batches(1)[0]["decoder_loss_weights"].sum()
@@ -118,7 +119,7 @@ def collectives(preset: str) -> set[str]:
         step = make_train_step(CONFIG, tx, partitioner, learning_rate=RATE)
         batch = {name: jnp.asarray(rows) for name, rows in batches(1)[0].items()}
         batch = {name: jax.device_put(rows, partitioner.batch_sharding) for name, rows in batch.items()}
-        text = step.lower(abstract_state(CONFIG, tx, partitioner), batch).compile().as_text()
+        text = step.lower(abstract_state(CONFIG, tx, partitioner), batch, {}).compile().as_text()
     return {name for name in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all") if f" {name}(" in text}
 
 

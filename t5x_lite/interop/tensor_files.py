@@ -1,0 +1,128 @@
+"""Files of named tensors, read tensor by tensor and slice by slice: safetensors, and PyTorch's own."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from t5x_lite.errors import UserError
+
+# The first name that is there is read; each may be one file, or an index of the files that share the tensors.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_SAFETENSORS_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+
+Index = Sequence[slice]
+
+
+class TensorFiles(Protocol):
+    """Named tensors on disk."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype: ...
+
+    def read(self, name: str, index: Index) -> np.ndarray: ...
+
+
+def open_tensor_files(folder: Path) -> TensorFiles:
+    """The weights of a Hugging Face folder; UserError where there are none, or an index names a file that is not."""
+    found = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if found is None:
+        raise UserError(f"{str(folder)!r} has no weights; it needs one of {', '.join(WEIGHT_FILES)}")
+    where = _files_of_tensors(found)
+    return (_Safetensors if "safetensors" in found.name else _Torch)(found, where)
+
+
+def _files_of_tensors(path: Path) -> dict[str, Path] | None:
+    """{tensor: file} of an index; None for a single file."""
+    if path.suffix != ".json":
+        return None
+    try:
+        names = json.loads(path.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is no index of weight files ({error!r}); get it again") from None
+    missing = sorted({file for file in names.values() if not (path.parent / file).exists()})
+    if missing:
+        raise UserError(f"{str(path)!r} names {missing[0]!r}, which is not there; get the missing file(s)")
+    return {name: path.parent / file for name, file in names.items()}
+
+
+class _Safetensors:
+    def __init__(self, path: Path, where: dict[str, Path] | None):
+        self._handles = {}
+        try:
+            for file in sorted(set(where.values())) if where else [path]:
+                # Read and not mapped, so that what has been read does not stay in this process's memory.
+                handle = safetensors.safe_open(file, framework="np", backend="pread")
+                self._handles |= dict.fromkeys(handle.keys(), handle)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{str(file)!r} is no whole safetensors file ({error}); get it again") from None
+        for name in where or ():
+            if name not in self._handles:
+                raise UserError(f"{str(path)!r} says that {where[name].name!r} has {name!r}, and it has not")
+
+    def names(self) -> list[str]:
+        return list(self._handles)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handles[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        dtype = self._handles[name].get_slice(name).get_dtype()
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise UserError(f"tensor {name!r} is {dtype}; weights are read from {', '.join(_SAFETENSORS_DTYPES)}")
+        return np.dtype(_SAFETENSORS_DTYPES[dtype])
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._handles[name].get_slice(name)[tuple(index)]
+
+
+class _Torch:
+    """PyTorch's pickles, for which PyTorch must be installed; memory-mapped and loaded as weights only."""
+
+    def __init__(self, path: Path, where: dict[str, Path] | None):
+        try:
+            import torch
+        except ImportError:
+            raise UserError(
+                f"{str(path)!r} is PyTorch's own format and PyTorch is not installed: pip install torch, or get the "
+                "weights as model.safetensors"
+            ) from None
+        self._torch = torch
+        self._tensors = {}
+        for file in sorted(set(where.values())) if where else [path]:
+            try:
+                self._tensors |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            except Exception as error:
+                reason = re.sub(r"\s+", " ", str(error))[:200]
+                raise UserError(f"{str(file)!r} is no readable file of PyTorch weights ({reason})") from None
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._numpy(self._tensors[name].flatten()[:0]).dtype
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._numpy(self._tensors[name][tuple(index)])
+
+    def _numpy(self, tensor) -> np.ndarray:
+        if tensor.dtype == self._torch.bfloat16:  # NumPy has no such type of its own
+            return tensor.view(self._torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
