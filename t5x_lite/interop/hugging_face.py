@@ -10,7 +10,7 @@ import numpy as np
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.interop.json_files import read_json
-from t5x_lite.interop.source import Index, TensorSource, transposed
+from t5x_lite.interop.source import Index, TensorSource
 from t5x_lite.interop.tensor_files import WEIGHT_FILES, open_tensor_files
 from t5x_lite.interop.tokenizer import read_tokenizer
 from t5x_lite.model import T5Config
@@ -171,7 +171,7 @@ class HuggingFaceSource(TensorSource):
         theirs = self._their_name(name)
         if not _is_transposed(name):
             return self._files.read(theirs, index)
-        return transposed(self._files.read(theirs, index[::-1]))
+        return self._files.read(theirs, index[::-1]).T
 
     def _their_name(self, name: str) -> str:
         """The tensor to read: the embeddings have three names, and stand for a tied head that is not scaled."""

@@ -1,8 +1,11 @@
 """What every checkpoint that a model can start from offers, and the way of a tensor from a file to its shards."""
 
 import abc
+import concurrent.futures
 import dataclasses
 import functools
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +21,8 @@ from t5x_lite.model.names import named
 Index = tuple[slice, ...]
 Wanted = Mapping[str, tuple[str, jax.ShapeDtypeStruct]]
 
-_BLOCK = 32  # rows transposed at a time: a block's lines stay in the cache, three times faster than all at once
+_BLOCK = 32  # rows transposed at a time: a block's lines stay in the cache, several times faster than all at once
+_ALIGNMENT = 64  # bytes
 
 
 class Source(abc.ABC):
@@ -60,21 +64,21 @@ class Source(abc.ABC):
 
 
 class TensorSource(Source):
-    """A source that reads matrices from files: one after the other, each only as far as this host needs it.
+    """A source that reads matrices from files: a few at a time, each only as far as this host needs it.
 
-    Host memory peaks at this host's shards and one tensor more.
+    Host memory peaks at this host's shards: a tensor goes from its file to the memory that its array will own.
     """
+
+    readers = min(4, os.cpu_count() or 1)  # tensors read at a time
 
     @abc.abstractmethod
     def read_matrix(self, name: str, index: Index) -> np.ndarray:
-        """A part of an unrolled parameter, attention's heads and head size being one axis."""
+        """A part of an unrolled parameter, attention's heads and head size being one axis; best a view of a file."""
 
     def load(self, wanted: Wanted) -> dict[str, Array]:
-        loaded = {}
-        for target in sorted(wanted, key=lambda target: self.storage_order(wanted[target][0])):
-            name, leaf = wanted[target]
-            loaded[target] = jax.block_until_ready(self._place(name, leaf))
-        return loaded
+        targets = sorted(wanted, key=lambda target: self.storage_order(wanted[target][0]))
+        with concurrent.futures.ThreadPoolExecutor(self.readers) as pool:
+            return dict(zip(targets, pool.map(lambda target: self._place(*wanted[target]), targets), strict=True))
 
     def storage_order(self, name: str) -> Any:
         """Parameters of equal order lie in one tensor of the file: they are loaded one after the other."""
@@ -88,39 +92,40 @@ class TensorSource(Source):
             devices.setdefault(bounds, []).append(device)
         shards = []
         for bounds, holders in devices.items():
-            values = self._read(name, tuple(slice(*pair) for pair in bounds), leaf.dtype)
+            values = _aligned_empty([stop - start for start, stop in bounds], leaf.dtype)
+            self._fill(values, name, tuple(slice(*pair) for pair in bounds))
             shards += [jax.device_put(values, holder) for holder in holders]
-        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+        return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards))
 
-    def _read(self, name: str, index: Index, dtype: Any) -> np.ndarray:
-        """A part of a parameter in our layout; a stack is read layer by layer into place."""
+    def _fill(self, out: np.ndarray, name: str, index: Index) -> None:
+        """Reads a part of a parameter in our layout; a stack layer by layer."""
         if "/layers/" in name:
-            layers = range(index[0].start, index[0].stop)
-            stack = None
-            for place, layer in enumerate(layers):
-                part = self._read(name.replace("/layers/", f"/layers_{layer}/"), index[1:], dtype)
-                if stack is None:
-                    stack = np.empty((len(layers), *part.shape), dtype)
-                stack[place] = part
-            return stack
+            for place, layer in enumerate(range(index[0].start, index[0].stop)):
+                self._fill(out[place], name.replace("/layers/", f"/layers_{layer}/"), index[1:])
+            return
         shape = self.stored_shapes[name]
         # What lies outside of the file's tensor is a vocabulary's padding.
         inside = tuple(slice(part.start, min(part.stop, size)) for part, size in zip(index, shape, strict=True))
-        found = self._read_inside(name, inside, shape).astype(dtype, copy=False)
-        missing = [(0, p.stop - p.start - size) for p, size in zip(index, found.shape, strict=True)]
-        return np.pad(found, missing) if np.any(missing) else found
+        sizes = tuple(max(0, part.stop - part.start) for part in inside)
+        if sizes != out.shape:
+            out[...] = 0
+            out = out[tuple(map(slice, sizes))]
+        if out.size:
+            _copy(self._matrix(name, inside, shape), out)
 
-    def _read_inside(self, name: str, index: Index, shape: tuple[int, ...]) -> np.ndarray:
+    def _matrix(self, name: str, index: Index, shape: tuple[int, ...]) -> np.ndarray:
         """Heads and head size are one axis in files: reads all of the head sizes of the heads, and cuts."""
         if len(shape) < 3:
             return self.read_matrix(name, index)
         heads = 0 if name.endswith("out/kernel") else 1
         size = shape[heads + 1]
-        of_heads = index[heads]
+        of_heads, of_size = index[heads], index[heads + 1]
         joined = (*index[:heads], slice(of_heads.start * size, of_heads.stop * size), *index[heads + 2 :])
         matrix = self.read_matrix(name, joined)
+        if of_size == slice(0, size):
+            return matrix
         whole = matrix.reshape(*matrix.shape[:heads], -1, size, *matrix.shape[heads + 1 :])
-        return whole[(slice(None),) * (heads + 1) + (index[heads + 1],)]
+        return whole[(slice(None),) * (heads + 1) + (of_size,)]
 
     @functools.cached_property
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,11 +135,28 @@ class TensorSource(Source):
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:
-    """The transposed matrix laid out anew, in blocks of rows."""
+    """The transposed matrix laid out anew."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for start in range(0, len(matrix), _BLOCK):
-        out[:, start : start + _BLOCK] = matrix[start : start + _BLOCK].T
+    _copy(matrix.T, out)
     return out
+
+
+def _copy(values: np.ndarray, out: np.ndarray) -> None:
+    """Values into `out`, which may have another type, and an axis for what is two in it."""
+    out = out if out.shape == values.shape else out.reshape(values.shape)
+    if values.ndim == 2 and values.strides[0] < values.strides[1]:
+        for start in range(0, values.shape[1], _BLOCK):
+            out[:, start : start + _BLOCK] = values[:, start : start + _BLOCK]
+    else:
+        out[...] = values
+
+
+def _aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Memory that JAX on a CPU takes over as it is; less aligned memory it would copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def stacked_name(name: str) -> str:

@@ -45,6 +45,8 @@ def find_checkpoint(path: epath.Path) -> epath.Path | None:
 class T5XSource(TensorSource):
     """The weights of one checkpoint folder. What model it is, the shapes say."""
 
+    readers = 1  # one stored array is in memory at a time
+
     def __init__(self, folder: epath.Path):
         self.where = str(folder)
         self.hugging_face: dict[str, Any] = {}
@@ -67,11 +69,11 @@ class T5XSource(TensorSource):
     def read_matrix(self, name: str, index: Index) -> np.ndarray:
         if name in self._leaves:
             values = self._whole(name)
-            return np.ascontiguousarray(values.reshape(self._joined(name, values.shape))[index])
+            return values.reshape(self._joined(name, values.shape))[index]
         stack = stacked_name(name)
         layer = int(re.search(r"/layers_(\d+)/", name)[1])
         values = np.take(self._whole(stack), layer, axis=_LAYER_AXIS)
-        return np.ascontiguousarray(values.reshape(self._joined(name, values.shape))[index])
+        return values.reshape(self._joined(name, values.shape))[index]
 
     def storage_order(self, name: str) -> Any:
         return stacked_name(name)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +34,8 @@ class TensorFiles(Protocol):
 
     def dtype(self, name: str) -> np.dtype: ...
 
-    def read(self, name: str, index: Index) -> np.ndarray: ...
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """A part of a tensor; a view of the file where that is possible."""
 
 
 def open_tensor_files(folder: Path) -> TensorFiles:
@@ -61,33 +62,44 @@ def _files_of_tensors(path: Path) -> dict[str, Path] | None:
 
 
 class _Safetensors:
+    """Each read maps its tensor alone: what has been copied from it leaves this process's memory with it.
+
+    The format is a length of 8 bytes, a JSON header {tensor: {dtype, shape, data_offsets}}, and the tensors. The
+    safetensors package checks files here and writes them elsewhere; its readers copy what they read.
+    """
+
     def __init__(self, path: Path, where: dict[str, Path] | None):
-        self._handles = {}
-        try:
-            for file in sorted(set(where.values())) if where else [path]:
-                # Read and not mapped, so that what has been read does not stay in this process's memory.
-                handle = safetensors.safe_open(file, framework="np", backend="pread")
-                self._handles |= dict.fromkeys(handle.keys(), handle)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{str(file)!r} is no whole safetensors file ({error}); get it again") from None
+        self._tensors: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for file in sorted(set(where.values())) if where else [path]:
+            try:
+                safetensors.safe_open(file, framework="np")
+            except (safetensors.SafetensorError, OSError) as error:
+                raise UserError(f"{str(file)!r} is no whole safetensors file ({error}); get it again") from None
+            with open(file, "rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            self._tensors |= {name: (file, 8 + length, entry) for name, entry in header.items()}
         for name in where or ():
-            if name not in self._handles:
+            if name not in self._tensors:
                 raise UserError(f"{str(path)!r} says that {where[name].name!r} has {name!r}, and it has not")
 
     def names(self) -> list[str]:
-        return list(self._handles)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return tuple(self._tensors[name][2]["shape"])
 
     def dtype(self, name: str) -> np.dtype:
-        dtype = self._handles[name].get_slice(name).get_dtype()
+        dtype = self._tensors[name][2]["dtype"]
         if dtype not in _SAFETENSORS_DTYPES:
             raise UserError(f"tensor {name!r} is {dtype}; weights are read from {', '.join(_SAFETENSORS_DTYPES)}")
         return np.dtype(_SAFETENSORS_DTYPES[dtype])
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        return self._handles[name].get_slice(name)[tuple(index)]
+        file, start, entry = self._tensors[name]
+        offset = start + entry["data_offsets"][0]
+        return np.memmap(file, self.dtype(name), "r", offset, self.shape(name))[tuple(index)]
 
 
 class _Torch:

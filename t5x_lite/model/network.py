@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from t5x_lite.model.config import T5Config
-from t5x_lite.model.names import named
+from t5x_lite.model.names import named, nested
 from t5x_lite.model.t5 import T5
 
 Params = dict[str, Any]
@@ -28,20 +28,20 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
 
 def abstract_params(config: T5Config) -> Params:
     """Shape and dtype of every weight, without memory for any."""
-    return _plain(_abstract_model(config))
+    scanned = _plain(_abstract_model(dataclasses.replace(config, scan_layers=True)))
+    if config.scan_layers:
+        return scanned
+    return _unrolled(scanned, _depths(scanned), lambda leaf, _: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype))
 
 
 def logical_axes(config: T5Config) -> Params:
     """The logical axis names of every weight, a tuple in place of each array."""
-    _, state = nnx.split(_abstract_model(config))
-    axes: Params = {}
-    for path, param in nnx.to_flat_state(state):
-        *parents, leaf = path
-        node = axes
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = param.get_metadata("axes")
-    return axes
+    model = _abstract_model(dataclasses.replace(config, scan_layers=True))
+    params = nnx.to_flat_state(nnx.split(model)[1])
+    axes = nested({"/".join(path): param.get_metadata("axes") for path, param in params})
+    if config.scan_layers:
+        return axes
+    return _unrolled(axes, _depths(_plain(model)), lambda names, _: names[1:])
 
 
 def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
@@ -63,14 +63,26 @@ def stack_layers(params: Mapping[str, Any]) -> Params:
 
 def unstack_layers(params: Mapping[str, Any]) -> Params:
     """`layers` of a scanned model as the `layers_0`, `layers_1`, ... of an unrolled model."""
+    return _unrolled(params, _depths(params), lambda leaf, n: leaf[n])
 
-    def unstacked(part: Mapping[str, Any]) -> Params:
-        layers = part["layers"]
-        count = jax.tree.leaves(layers)[0].shape[0]
+
+def _depths(scanned: Mapping[str, Any]) -> dict[str, int]:
+    return {part: jax.tree.leaves(scanned[part]["layers"])[0].shape[0] for part in ("encoder", "decoder")}
+
+
+def _unrolled(scanned: Mapping[str, Any], depths: Mapping[str, int], layer: Callable[[Any, int], Any]) -> Params:
+    """A scanned tree with `layer(leaf, n)` in each of the places that a stacked leaf stands for."""
+
+    def unrolled(part: Mapping[str, Any], depth: int) -> Params:
         rest = {name: node for name, node in part.items() if name != "layers"}
-        return rest | {f"layers_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], layers) for n in range(count)}
+        return rest | {f"layers_{n}": _map(lambda leaf, n=n: layer(leaf, n), part["layers"]) for n in range(depth)}
 
-    return dict(params) | {part: unstacked(params[part]) for part in ("encoder", "decoder")}
+    return dict(scanned) | {part: unrolled(scanned[part], depth) for part, depth in depths.items()}
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """As jax.tree.map on nested dicts; a tuple of axis names is a leaf of them."""
+    return jax.tree.map(function, tree, is_leaf=lambda node: not isinstance(node, dict))
 
 
 def describe_model(config: T5Config) -> str:

@@ -40,7 +40,8 @@ def test_infer_answers_each_prompt_on_a_line(trained):
 def test_infer_warns_of_characters_that_the_vocabulary_lacks(trained):
     workplace, _ = trained
     _, err = workplace.run("infer", "--model_dir=run", "--prompt", "日本の首都は?")
-    assert "not in this run's vocabulary" in err and "日" in err
+    assert "86% of the prompt's characters are not in this model's vocabulary" in err and "日" in err
+    assert "google/mt5-small" in err and "google/byt5-small" in err
 
 
 def test_evaluate_scores_a_moved_run_folder(trained):

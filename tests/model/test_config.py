@@ -51,24 +51,53 @@ def test_parameters_counted_by_hand():
     assert tied.num_parameters == TINY.num_parameters - 3 * 4 * 5 - 10 * 4
 
 
+# Published counts, of the Hugging Face checkpoints of these names.
+PUBLISHED = {
+    "flan_t5_small": 76_961_152,
+    "flan_t5_base": 247_577_856,
+    "flan_t5_large": 783_150_080,
+    "flan_t5_xl": 2_849_757_184,
+    "flan_t5_xxl": 11_135_332_352,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "byt5_small": 299_637_760,
+    "byt5_base": 581_653_248,
+    "umt5_small": 306_601_984,
+}
+
+
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_model_files_hold_sizes_only_and_tell_their_count(path):
-    text = path.read_text()
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    bindings = (re.fullmatch(r"T5Config\.(\w+) = (.+)", line) for line in lines)
-    sizes = {binding[1]: ast.literal_eval(binding[2]) for binding in bindings}
-    config = T5Config(**sizes)
-    comment = " ".join(line for line in text.splitlines() if line.startswith("#"))
-    counts = [int(number.replace(",", "")) for number in re.findall(r"\b[\d,]*\d{3}\b", comment)]
+    config = T5Config(**bindings(path))
+    comment = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    counts = [int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*,\d{3}\b|\b\d{3}\b", comment)]
     if config.vocab_size:
-        assert counts == [config.num_parameters]
+        assert counts[-1] == config.num_parameters == PUBLISHED.get(path.stem, counts[-1])
     else:
         row = dataclasses.replace(config, vocab_size=1).num_parameters - config.num_parameters
         assert counts == [config.num_parameters, row]
 
 
-def test_there_are_model_files():
-    assert [path.stem for path in MODELS] == [
-        *(f"flan_t5_{size}" for size in ("base", "large", "small", "xl", "xxl")),
-        "tiny",
-    ]
+def bindings(path):
+    """What a file binds, after what it includes."""
+    found = {}
+    for line in path.read_text().splitlines():
+        if included := re.fullmatch(r'include "(.+)"', line):
+            found |= bindings(path.parent / included[1])
+        elif line and not line.startswith("#"):
+            binding = re.fullmatch(r"T5Config\.(\w+) = (.+)", line)
+            found[binding[1]] = ast.literal_eval(binding[2])
+    return found
+
+
+def test_there_are_model_files_of_every_size():
+    five, names = ("small", "base", "large", "xl", "xxl"), {path.stem for path in MODELS}
+    families = {name: five for name in ("flan_t5", "t5_v1_1", "mt5", "byt5")}
+    families |= {"t5": ("small", "base", "large", "3b", "11b"), "umt5": ("small", "base", "xl", "xxl")}
+    assert names == {"tiny", *(f"{family}_{size}" for family, sizes in families.items() for size in sizes)}
