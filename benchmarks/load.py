@@ -3,18 +3,18 @@
 python benchmarks/load.py [--size=large] [--devices=1]
 
 Writes a random checkpoint of the size as safetensors. Each reader, in a process of its own and in turn, loads it from
-the page cache and sums every weight once, since transformers maps files into memory and reads nothing until then. Memory
-is the peak resident size above what the process had before, as the kernel counts it. Memory that a virtual machine has
-given back to its host is slow to get again, for whoever comes first; so each process takes and frees as much before its
-clock starts.
+the page cache and sums every weight once, since transformers maps files into memory and reads nothing until then.
+Memory is the peak resident size above what the process had before, as the kernel counts it. Memory that a virtual
+machine has given back to its host is slow to get again, for whoever comes first; so each process takes and frees as
+much before its clock starts.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from t5x_lite import config
 
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     args = config.parse_flags(argv, __doc__, flags)
     with tempfile.TemporaryDirectory() as folder:
         _run(_WRITE, folder, args.size)
-        size = str(os.path.getsize(f"{folder}/model/model.safetensors"))
+        size = str(sum(path.stat().st_size for path in Path(folder).glob("model/*.safetensors")))
         rounds = [
             {
                 "t5x_lite": _run(_MEASURE + _OURS, f"{folder}/model", size, devices=args.devices),

@@ -98,6 +98,6 @@ def bindings(path):
 
 def test_there_are_model_files_of_every_size():
     five, names = ("small", "base", "large", "xl", "xxl"), {path.stem for path in MODELS}
-    families = {name: five for name in ("flan_t5", "t5_v1_1", "mt5", "byt5")}
+    families = dict.fromkeys(("flan_t5", "t5_v1_1", "mt5", "byt5"), five)
     families |= {"t5": ("small", "base", "large", "3b", "11b"), "umt5": ("small", "base", "xl", "xxl")}
     assert names == {"tiny", *(f"{family}_{size}" for family, sizes in families.items() for size in sizes)}
