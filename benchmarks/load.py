@@ -56,7 +56,7 @@ import torch, transformers
 transformers.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
 def load():
     model = transformers.T5ForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32)
-    sum(float(weight.detach().sum()) for weight in model.parameters())
+    sum(float(weight.detach().numpy().sum()) for weight in model.parameters())
     return model
 measured(load)
 """

@@ -1,9 +1,10 @@
 """What the compiler says a training step of Flan-T5 XL needs on each device: all weights, a part, or adapters only.
 
-python benchmarks/lora_memory.py [--size=xl] [--devices=8]
+python benchmarks/lora_memory.py [--size=xl] [--topology=v5e:2x4]
 
-Nothing runs and no weight exists: the step is compiled for virtual CPU devices with parameters, optimizer and batch
-sharded (ZeRO-3), bfloat16 compute, layers scanned and recomputed, and XLA's memory analysis is read.
+Nothing runs and no weight exists: the step is compiled with parameters, optimizer and batch sharded (ZeRO-3), bfloat16
+compute, layers scanned and recomputed, and XLA's memory analysis is read. For the chips of a TPU topology (with libtpu
+installed; no TPU is needed), else for 8 virtual CPU devices.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ _BATCH, _INPUTS, _TARGETS = 8, 512, 128
 def main(argv: list[str]) -> None:
     def flags(parser):
         parser.add_argument("--size", default="xl", help="of Flan-T5: small, base, large, xl, xxl")
-        parser.add_argument("--devices", type=int, default=8)
+        parser.add_argument("--topology", help="of a TPU, like v5e:2x4; default: 8 virtual CPU devices")
 
     args = config.parse_flags(argv, __doc__, flags)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would look for the TPU that it is on
     from t5x_lite.model import Lora
     from t5x_lite.training.trainable import ADAPTERS_ONLY
 
@@ -35,23 +37,34 @@ def main(argv: list[str]) -> None:
         "LoRA rank 8, AdamW": (adapted, ADAPTERS_ONLY),
         "LoRA rank 8, AdamW, base in bfloat16": (dataclasses.replace(adapted, param_dtype="bfloat16"), ADAPTERS_ONLY),
     }
-    print(f"flan_t5_{args.size}, {args.devices} devices, batch {_BATCH} x ({_INPUTS} + {_TARGETS}); GB a device")
+    partitioner = _partitioner(args.topology)
+    devices = f"{partitioner.mesh.size} x {partitioner.mesh.devices.flat[0].device_kind}"
+    print(f"flan_t5_{args.size}, {devices}, batch {_BATCH} x ({_INPUTS} + {_TARGETS}); GB a device")
     print(f"{'trained':40}{'trained M':>10}{'arguments':>11}{'temporary':>11}{'peak':>8}{'checkpoint':>12}")
     for name, (run_model, rules) in runs.items():
-        print(f"{name:40}" + _analysed(run_model, rules), flush=True)
+        print(f"{name:40}" + _analysed(run_model, rules, partitioner), flush=True)
 
 
-def _analysed(model, rules) -> str:
+def _partitioner(topology: str | None):
+    import jax
+    from jax.experimental import topologies
+
+    from t5x_lite.partitioning import MESH_AXES, Partitioner
+
+    sharded = (("batch", ("data", "fsdp")), ("embed", ("fsdp",)), ("vocab", ("fsdp",)), ("mlp", ("fsdp",)))
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices if topology else jax.devices()
+    auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return Partitioner(jax.make_mesh((1, len(devices), 1), MESH_AXES, axis_types=auto, devices=devices), sharded)
+
+
+def _analysed(model, rules, partitioner) -> str:
     import jax
     import jax.numpy as jnp
     import optax
 
-    from t5x_lite import partitioning
     from t5x_lite.training.state import abstract_frozen, abstract_state
     from t5x_lite.training.step import make_train_step
 
-    sharded = (("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "fsdp"), ("mlp", "fsdp"))
-    partitioner = partitioning.make_partitioner({"fsdp": -1}, sharded)
     tx = optax.adamw(1e-4)
     step = make_train_step(model, tx, partitioner, learning_rate=optax.constant_schedule(1e-4), trainable=rules)
     shapes = {
