@@ -1,6 +1,7 @@
 """What a user did wrong, said in one line: what, where, the nearest valid value, what to do."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -12,3 +13,8 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """Names the closest candidates: `; nearest: 'a', 'b'`, or '' where nothing is close."""
     close = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
     return f"; nearest: {', '.join(repr(match) for match in close)}" if close else ""
+
+
+def first_words(error: object) -> str:
+    """What another library's error says, as a part of one line of ours."""
+    return textwrap.shorten(str(error), 160, placeholder=" ...")

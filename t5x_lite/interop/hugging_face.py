@@ -1,14 +1,13 @@
 """Hugging Face's T5 family, read and written: names and layouts of the weights, config.json, the hub's cache."""
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from t5x_lite.data import vocabularies
-from t5x_lite.errors import UserError, nearest
+from t5x_lite.errors import UserError, first_words, nearest
 from t5x_lite.interop.json_files import read_json
 from t5x_lite.interop.source import Index, TensorSource
 from t5x_lite.interop.tensor_files import WEIGHT_FILES, open_tensor_files
@@ -246,7 +245,7 @@ def find_folder(name: str, what: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*"]))
         return folder
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:120]
+        reason = first_words(str(error).split(". ")[0])
         raise UserError(
             f"{what} {name!r}: no local folder of that name, not in the Hugging Face cache ({constants.HF_HUB_CACHE}), "
             f"and the hub did not give it ({type(error).__name__}: {reason}); set {what} to a local folder with "

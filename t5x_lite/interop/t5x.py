@@ -4,11 +4,14 @@ partitioned parameter beside it.
     checkpoint_1000000/checkpoint                                          msgpack: small arrays, TensorStore specs
     checkpoint_1000000/target.encoder.layers_0.attention.query.kernel/     zarr
 
-Scanned models stack their layers along axis 1 below `encoder/layers` (scalable_t5) or `encoder/encoder` (umT5).
+The last T5X, which saved through Orbax, has the same in `checkpoint_1000000/state`, and names instead of specs.
+Scanned models stack their layers along axis 1 below `encoder/encoder`, early ones below `encoder/layers`.
 """
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,29 +20,36 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_words, nearest
+from t5x_lite.interop.hugging_face import matrix_shape
 from t5x_lite.interop.source import Index, TensorSource, stacked_name
 from t5x_lite.model import T5Config
 from t5x_lite.partitioning import VOCAB_MULTIPLE
 
 STATE_FILE = "checkpoint"
 
-_PLACEHOLDER = "PLACEHOLDER://"  # how later T5X, which saved through Orbax, says that an array lies beside
+_ORBAX_FOLDER = "state"
+_PLACEHOLDER = "PLACEHOLDER://"  # how Orbax says that an array lies beside
 _LAYER_AXIS = 1
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path | None:
     """The checkpoint folder that `path` means: itself, its state file's, or the latest `checkpoint_N` in it."""
     if path.name == STATE_FILE and path.is_file():
         return path.parent
-    if (path / STATE_FILE).is_file():
-        return path
+    if found := _with_state_file(path):
+        return found
     steps = {}
     for child in path.iterdir() if path.is_dir() else ():
         number = re.fullmatch(r"checkpoint_(\d+)", child.name)
-        if number and (child / STATE_FILE).is_file():
-            steps[int(number[1])] = child
+        if number and (found := _with_state_file(child)):
+            steps[int(number[1])] = found
     return steps[max(steps)] if steps else None
+
+
+def _with_state_file(folder: epath.Path) -> epath.Path | None:
+    return next((place for place in (folder, folder / _ORBAX_FOLDER) if (place / STATE_FILE).is_file()), None)
 
 
 class T5XSource(TensorSource):
@@ -53,7 +63,7 @@ class T5XSource(TensorSource):
         self._folder = folder
         self._leaves = self._read_state()
         self._last: tuple[str, np.ndarray] | None = None
-        _ = self.config
+        self._check()
 
     def vocabulary(self) -> Vocabulary:
         raise UserError(
@@ -69,11 +79,16 @@ class T5XSource(TensorSource):
     def read_matrix(self, name: str, index: Index) -> np.ndarray:
         if name in self._leaves:
             values = self._whole(name)
-            return values.reshape(self._joined(name, values.shape))[index]
-        stack = stacked_name(name)
-        layer = int(re.search(r"/layers_(\d+)/", name)[1])
-        values = np.take(self._whole(stack), layer, axis=_LAYER_AXIS)
-        return values.reshape(self._joined(name, values.shape))[index]
+        else:
+            layers = np.moveaxis(self._whole(stacked_name(name)), _LAYER_AXIS, 0)
+            values = layers[int(re.search(r"/layers_(\d+)/", name)[1])]
+        if values.dtype.name not in _DTYPES:
+            raise UserError(f"{self.where}: {name!r} is {values.dtype}; weights are read from {', '.join(_DTYPES)}")
+        values = values.reshape(matrix_shape(name, values.shape))
+        expected = matrix_shape(name, self.stored_shapes[name])
+        if values.shape != expected:
+            raise UserError(f"{self.where}: {name!r} has shape {values.shape}, and the others' shapes mean {expected}")
+        return values[index]
 
     def storage_order(self, name: str) -> Any:
         return stacked_name(name)
@@ -104,6 +119,7 @@ class T5XSource(TensorSource):
             relative_bias_per_layer=per_layer,
             tie_embeddings="decoder/logits_dense/kernel" not in leaves,
             vocab_multiple=VOCAB_MULTIPLE,
+            scan_layers=scanned,
         )
 
     def _num_layers(self, part: str, scanned: bool) -> int:
@@ -118,11 +134,32 @@ class T5XSource(TensorSource):
             state = serialization.msgpack_restore(path.read_bytes())
             target = state.get("optimizer", state)["target"]
         except Exception as error:
-            raise UserError(f"{str(path)!r} is no T5X checkpoint ({type(error).__name__}: {error})") from None
+            raise UserError(
+                f"{str(path)!r} is no T5X checkpoint ({type(error).__name__}: {first_words(error)})"
+            ) from None
         return {
             _our_name("/".join(keys)): _stored(leaf)
             for keys, leaf in traverse_util.flatten_dict(target, is_leaf=lambda _, node: "driver" in node).items()
         }
+
+    def _check(self) -> None:
+        """The parameters are a T5's, no less and no more; UserError names the first that is not."""
+        try:
+            names = self.stored_shapes
+        except ValueError as error:
+            raise UserError(
+                f"{self.where}: the arrays of this T5X checkpoint make no T5: {first_words(error)}"
+            ) from None
+        known = {*names, *map(stacked_name, names)}
+        for name in names:
+            if name not in self._leaves and stacked_name(name) not in self._leaves:
+                raise UserError(f"{self.where}: no parameter {name!r} in this T5X checkpoint")
+        for name in self._leaves:
+            if name not in known:
+                raise UserError(
+                    f"{self.where}: {name!r} is no parameter of a T5{nearest(name, names)}; other models that T5X has "
+                    "trained are not supported"
+                )
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self._leaves:
@@ -132,31 +169,36 @@ class T5XSource(TensorSource):
 
     def _whole(self, name: str) -> np.ndarray:
         """A stored array, kept until the next one is asked for: chunks on disk go across our shards and layers."""
-        leaf = self._leaves.get(name)
-        if leaf is None:
-            raise UserError(f"{self.where}: no parameter {name!r} in this T5X checkpoint")
+        leaf = self._leaves[name]
         if isinstance(leaf, np.ndarray):
             return leaf
         if self._last is None or self._last[0] != name:
             self._last = None
-            self._last = (name, self._open(leaf).read().result())
+            stored = self._open(leaf)
+            with self._told(leaf):
+                self._last = (name, stored.read().result())
         return self._last[1]
 
     def _open(self, folder: str) -> tensorstore.TensorStore:
-        url = str(self._folder / folder)
-        url = url if "://" in url else f"file://{epath.Path(url).absolute()}"
-        try:
-            return tensorstore.open({"driver": "zarr", "kvstore": f"{url}/"}, open=True, read=True).result()
-        except Exception as error:
-            raise UserError(
-                f"{self.where}: cannot read {folder!r} of this T5X checkpoint: {first_words(error)}"
-            ) from None
+        path = str(self._folder / folder)
+        local = {"driver": "file", "path": f"{epath.Path(path).absolute()}/"}
+        spec = {
+            "driver": "zarr",
+            "kvstore": f"{path}/" if "://" in path else local,
+            "fill_missing_data_reads": False,  # a chunk that was not copied is no zeros
+        }
+        with self._told(folder):
+            return tensorstore.open(spec, open=True, read=True).result()
 
-    def _joined(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Heads and head size as one axis, where a checkpoint has them apart."""
-        if len(shape) < 3:
-            return shape
-        return (shape[0] * shape[1], shape[2]) if name.endswith("out/kernel") else (shape[0], shape[1] * shape[2])
+    @contextlib.contextmanager
+    def _told(self, folder: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = first_words(str(error).split(" [")[0])  # a spec follows
+            raise UserError(
+                f"{self.where}: cannot read {folder!r} of this T5X checkpoint ({reason}); copy it again"
+            ) from None
 
 
 def _our_name(name: str) -> str:

@@ -1,7 +1,6 @@
 """Files of named tensors, read tensor by tensor and slice by slice: safetensors, and PyTorch's own."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_words
 
 # The first name that is there is read; each may be one file, or an index of the files that share the tensors.
 WEIGHT_FILES = (
@@ -119,8 +118,9 @@ class _Torch:
             try:
                 self._tensors |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             except Exception as error:
-                reason = re.sub(r"\s+", " ", str(error))[:200]
-                raise UserError(f"{str(file)!r} is no readable file of PyTorch weights ({reason})") from None
+                raise UserError(
+                    f"{str(file)!r} is no readable file of PyTorch weights ({first_words(error)})"
+                ) from None
 
     def names(self) -> list[str]:
         return list(self._tensors)
