@@ -90,22 +90,23 @@ class TensorSource(Source):
         for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
             bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
             devices.setdefault(bounds, []).append(device)
-        shards = []
-        for bounds, holders in devices.items():
-            values = _aligned_empty([stop - start for start, stop in bounds], leaf.dtype)
-            self._fill(values, name, tuple(slice(*pair) for pair in bounds))
-            shards += [jax.device_put(values, holder) for holder in holders]
+        values = {bounds: _aligned_empty([stop - start for start, stop in bounds], leaf.dtype) for bounds in devices}
+        if "/layers/" in name:
+            for layer in range(leaf.shape[0]):  # outermost: a layer is read for all of its shards, then the next
+                for ((start, stop), *bounds), out in values.items():
+                    if start <= layer < stop:
+                        self._fill(out[layer - start], name.replace("/layers/", f"/layers_{layer}/"), bounds)
+        else:
+            for bounds, out in values.items():
+                self._fill(out, name, bounds)
+        shards = [jax.device_put(values[bounds], holder) for bounds, holders in devices.items() for holder in holders]
         return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards))
 
-    def _fill(self, out: np.ndarray, name: str, index: Index) -> None:
-        """Reads a part of a parameter in our layout; a stack layer by layer."""
-        if "/layers/" in name:
-            for place, layer in enumerate(range(index[0].start, index[0].stop)):
-                self._fill(out[place], name.replace("/layers/", f"/layers_{layer}/"), index[1:])
-            return
+    def _fill(self, out: np.ndarray, name: str, bounds: Sequence[tuple[int, int]]) -> None:
+        """Reads a part of an unrolled parameter in our layout."""
         shape = self.stored_shapes[name]
         # What lies outside of the file's tensor is a vocabulary's padding.
-        inside = tuple(slice(part.start, min(part.stop, size)) for part, size in zip(index, shape, strict=True))
+        inside = tuple(slice(start, min(stop, size)) for (start, stop), size in zip(bounds, shape, strict=True))
         sizes = tuple(max(0, part.stop - part.start) for part in inside)
         if sizes != out.shape:
             out[...] = 0
