@@ -82,7 +82,12 @@ class Checkpoints:
             "data_state": dict(data_state),
             "metrics": {k: float(v) for k, v in (metrics or {}).items()},
         }
-        self._saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
+        context = ocp.Context()
+        # Arrays are packed a few at a time: all at once would be a second copy of the state in host memory. Orbax
+        # refuses an array as large as the limit, hence the 1.
+        context.memory_options.write_concurrent_bytes = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with context:
+            self._saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
         self._records[step] = record
 
     def wait(self) -> None:

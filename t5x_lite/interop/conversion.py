@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from t5x_lite import run_folder
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.vocabularies import EOS_ID, PAD_ID, Vocabulary
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_words
 from t5x_lite.interop.growth import NewTokens, grown
 from t5x_lite.interop.hugging_face import matrix_shape, their_names, write_config
 from t5x_lite.interop.restore import restore_partial
@@ -66,9 +66,12 @@ def convert(
         )
     if new_tokens:
         config, vocabulary, source = grown(source, config, vocabulary, new_tokens)
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    except (OSError, ValueError) as error:  # ValueError: '.' has no name
+        raise UserError(f"--to {folder!r} cannot be made ({first_words(error)}); name a new folder") from None
     (_write_hugging_face if format == "hf" else _write_run)(source, config, vocabulary, unfinished)
     if target.exists():
         target.rmdir()
