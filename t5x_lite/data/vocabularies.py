@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ LOST_SHARE_WARNED = 0.01  # of the characters; more than this is said aloud
 
 _MODEL_FILE, _DESCRIPTION_FILE = "spiece.model", "vocabulary.json"
 _BYTE_OFFSET = 3
-SENTINEL = r"<extra_id_(\d+)>"
+_FOLDED = 0x30000  # planes above hold nothing that nmt_nfkc folds
+SENTINEL = r"<extra_id_\d+>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Vocabulary:
     """A SentencePiece model, or, without a model, the bytes of UTF-8 (ByT5); above it ids of whole tokens.
 
     First `extra_ids` sentinels, <extra_id_0> being the last of them (of bytes: the first), then the tokens `added`,
-    such as a catalogue's items. Text between such tokens is tokenised for itself; pieces lose the blanks at its ends.
+    such as a catalogue's items. A vocabulary that has such tokens tokenises the text between them for itself, and its
+    pieces lose the blanks at the text's ends. `whole_tokens` has the ids of all of them.
     """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
@@ -53,11 +57,12 @@ class Vocabulary:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
         self._known: set[str] = set()
         self._unknown: set[str] = set()
-        # The longest token first, so that <item_12> is not read as <item_1> and a 2.
-        longest_first = sorted(self.added, key=len, reverse=True)
-        whole = [SENTINEL.replace("(", "(?:")] * bool(extra_ids) + [re.escape(token) for token in longest_first]
-        self._whole_tokens = re.compile(f"({'|'.join(whole)})") if whole else None
-        self._id_of_added = {token: self.size - len(self.added) + n for n, token in enumerate(self.added)}
+        sentinels = [f"<extra_id_{n}>" for n in range(extra_ids)]
+        whole = [*(reversed(sentinels) if model else sentinels), *self.added]
+        self.whole_tokens = {token: self._num_pieces + n for n, token in enumerate(whole)}
+        # The longest token first, so that item_12 is not read as item_1 and a 2.
+        longest_first = sorted(whole, key=len, reverse=True)
+        self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if whole else None
 
     @property
     def _num_pieces(self) -> int:
@@ -75,27 +80,15 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without an end of sequence."""
-        if self._whole_tokens is None:
-            return self._encode_text(text)
-        *before, last = self._whole_tokens.split(text)
-        if not before:
+        if self._splitter is None:
             return self._encode_text(text)
         ids = []
-        for between, token in zip(before[::2], before[1::2], strict=True):
-            whole = self._id_of_whole(token)
-            ids += [*self._encode_part(between), *([whole] if whole else self._encode_text(token))]
-        return ids + self._encode_part(last)
-
-    def _encode_part(self, text: str) -> list[int]:
-        return self._encode_text(text if self._pieces is None else text.strip(" "))
-
-    def _id_of_whole(self, token: str) -> int | None:
-        if token in self._id_of_added:
-            return self._id_of_added[token]
-        number = int(re.fullmatch(SENTINEL, token)[1])
-        if number >= self.extra_ids:
-            return None
-        return self._num_pieces + (number if self._pieces is None else self.extra_ids - 1 - number)
+        for place, part in enumerate(self._splitter.split(text)):  # text and token take turns
+            if place % 2:
+                ids.append(self.whole_tokens[part])
+            else:
+                ids += self._encode_text(part.strip(" ") if self._pieces else part)
+        return ids
 
     def _encode_text(self, text: str) -> list[int]:
         if self._pieces is None:
@@ -117,7 +110,11 @@ class Vocabulary:
                 text = []
             else:
                 text.append(i)
-        return ("" if self._pieces is None else " ").join(word for word in words[:-1] if word)
+        joined = ""
+        for word in filter(None, words[:-1]):
+            lost_blank = self._pieces and joined and not joined[-1].isspace() and not word[0].isspace()
+            joined += f" {word}" if lost_blank else word
+        return joined
 
     def _decode_text(self, ids: Sequence[int]) -> str:
         if self._pieces is None:
@@ -129,14 +126,20 @@ class Vocabulary:
 
         Raises UserError for an empty token, one with white space, and one that is there already.
         """
-        seen = set(self.added)
+        seen = {"<pad>", "</s>", "<unk>", *self.added}
         for token in tokens:
             if not token or token.split() != [token]:
                 raise UserError(f"new token {token!r} is empty or has white space in it; write it as one word")
-            if token in seen or re.fullmatch(SENTINEL, token):
+            if token in seen or re.fullmatch(SENTINEL, token) or self._is_piece(token):
                 raise UserError(f"new token {token!r} is there twice, or already in the vocabulary")
             seen.add(token)
         return Vocabulary(self.kind, self.model, self.extra_ids, (*self.added, *tokens))
+
+    def _is_piece(self, token: str) -> bool:
+        """Whether transformers would take the token for a piece; it names bytes by their characters in Latin-1."""
+        if self._pieces is None:
+            return len(token) == 1 and ord(token) < 256
+        return self._pieces.piece_to_id(token) != UNK_ID
 
     def coverage(self, texts: Iterable[str]) -> Coverage:
         """Counts the characters of `texts` that reach the model as <unk>; white space counts as expressible."""
@@ -207,8 +210,9 @@ def load(folder: str | Path) -> Vocabulary:
 def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
     """A unigram SentencePiece model of at most `size` pieces (Kudo 2018), the same for the same set of texts.
 
-    Order and repetition of texts do not matter; all their characters and printable ASCII are covered. Kept by content
-    hash in the user's cache folder, so a second run does not train again. Raises UserError where `size` is too small.
+    Order and repetition of texts do not matter; all their characters and printable ASCII are covered. Characters of the
+    texts come back as they are, in NFC; others are folded as T5 folds them. Kept by content hash in the user's cache
+    folder, so a second run does not train again. Raises UserError where `size` is too small.
     """
     lines = sorted({line for text in texts for line in text.splitlines() if line.strip()})
     if not lines:
@@ -226,24 +230,64 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
         "hard_vocab_limit": False,
         "num_threads": 1,
         # Line breaks are part of instructions; SentencePiece's own normalisation would turn them into blanks.
-        "normalization_rule_name": "nmt_nfkc",
         "user_defined_symbols": ["\n"],
         "remove_extra_whitespaces": False,
         "max_sentence_length": 100_000,
     }
-    digest = hashlib.sha256(json.dumps([settings, sentencepiece.__version__, lines]).encode()).hexdigest()
+    versions = [sentencepiece.__version__, unicodedata.unidata_version, "folds what the texts do not have"]
+    digest = hashlib.sha256(json.dumps([settings, versions, lines]).encode()).hexdigest()
     cached = _cache_folder() / f"trained-{digest}.model"
     if not cached.exists():
         model = io.BytesIO()
         try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **settings
-            )
+            with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
+                rules.write(_normalisation("".join(lines)))
+                rules.flush()
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(lines),
+                    model_writer=model,
+                    minloglevel=2,
+                    normalization_rule_tsv=rules.name,
+                    **settings,
+                )
         except (RuntimeError, OSError) as error:
             reason = re.sub(r"\s+", " ", str(error))
             raise UserError(f"VOCABULARY_SIZE {size}: SentencePiece cannot make it: {reason}") from None
-        _write_whole(cached, model.getvalue())
+        _write_whole(cached, _without_path(model.getvalue()))
     return Vocabulary("trained", cached.read_bytes())
+
+
+def _without_path(model: bytes) -> bytes:
+    """The model without the name of its file of rules, which it holds compiled: the same on every machine."""
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    proto = pb.ModelProto.FromString(model)
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    return proto.SerializeToString()
+
+
+def _normalisation(text: str) -> str:
+    """SentencePiece's rules (code points, a tab, code points): NFC for characters of `text`, T5's nmt_nfkc for others.
+
+    nmt_nfkc alone makes ： a colon and every kind of space a blank, so that no model could write French numbers or
+    Chinese and Arabic punctuation. A user may still type in full width where a text has none.
+    """
+    kept = {each for each in unicodedata.normalize("NFC", text) if unicodedata.category(each) != "Cc"}
+    t5 = sentencepiece.SentencePieceNormalizer(
+        rule_name="nmt_nfkc", add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+    )
+    characters = (chr(code) for code in range(1, _FOLDED) if not 0xD800 <= code < 0xE000)  # without surrogates
+    folded = {each: t5.normalize(each) for each in characters if each not in kept}
+    composed = {unicodedata.normalize("NFD", each): each for each in kept}
+    return "".join(
+        f"{_code_points(source)}\t{_code_points(target)}\n"
+        for source, target in sorted((folded | composed).items())
+        if source != target
+    )
+
+
+def _code_points(text: str) -> str:
+    return " ".join(f"{ord(character):X}" for character in text)
 
 
 def byte() -> Vocabulary:

@@ -32,7 +32,7 @@ class NewTokens:
     def from_file(cls, path: str) -> "NewTokens":
         """One token a line, and after a tab, if at all, its text. UserError for a file that has none."""
         try:
-            lines = Path(path).read_text().splitlines()
+            lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold what else breaks lines
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--new_tokens {path!r}: {error}; it is a text file with one token a line") from None
         texts: dict[str, str] = {}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
+from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
 
 TEXTS = [
@@ -135,11 +136,30 @@ def test_too_small_a_size_is_said(cache):
 
 
 @given(st.text(max_size=30))
-def test_normalisation_is_nfkc_for_what_is_covered(trained, text):
+def test_normalisation_is_nfkc_for_what_the_texts_do_not_have(trained, text):
     """What comes back is the compatibility form of what went in, wherever all of it is covered."""
     normal = unicodedata.normalize("NFKC", text)
     if normal.isascii() and normal.isprintable() and text == text.strip():
         assert trained.decode(trained.encode(text)) == normal
+
+
+MARKED = "1\u202f234\u00a0€ 「日本：（東京）～２」 \u200f05/03\u061c ٣٤٪ km² é がﾃẛ"
+
+
+def test_characters_of_the_texts_come_back_as_they_are(trained, cache):
+    """Kinds of space, full width, direction marks, raised digits: a translation is not right without them."""
+    kept = vocabularies.train_sentencepiece([MARKED], 200)
+    assert kept.decode(kept.encode(MARKED)) == MARKED
+    assert trained.decode(trained.encode("1\u202f234\u00a0（km²）：\u200f５")) == "1 234 (km2): 5"  # T5's folding
+
+
+def test_composed_and_decomposed_are_one(cache):
+    composed, decomposed = (unicodedata.normalize(form, "Côte d'Ivoire é が ệ") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    for written in (composed, decomposed):
+        vocabulary = vocabularies.train_sentencepiece([written], 150)
+        assert vocabulary.encode(decomposed) == vocabulary.encode(composed)
+        assert vocabulary.decode(vocabulary.encode(decomposed)) == composed
 
 
 def test_seqio_gets_the_same_vocabulary(trained, cache):
@@ -158,3 +178,121 @@ def test_no_tensorflow_for_text(tmp_path):
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+# ---------------------------------------------------------------------- whole tokens
+
+SENTINELS = ("<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
+ITEMS = ("item_1", "item_12", "<item_1>", "<item_12>")
+
+
+@pytest.fixture(scope="module", params=["trained", "bytes"])
+def plain(request, trained):
+    return trained if request.param == "trained" else vocabularies.byte()
+
+
+@pytest.fixture(scope="module")
+def whole(plain):
+    """The same with three sentinels and four items."""
+    return Vocabulary(plain.kind, plain.model, extra_ids=3).with_tokens(ITEMS)
+
+
+def test_ids_of_whole_tokens_follow_those_of_the_text(plain, whole):
+    """T5's first sentinel is the last of them; ByT5's is the first."""
+    sentinels = SENTINELS if plain.model is None else SENTINELS[::-1]
+    for n, token in enumerate((*sentinels, *ITEMS)):
+        assert whole.encode(token) == [plain.size + n], token
+    assert whole.size == plain.size + 3 + 4
+
+
+def test_the_longest_token_is_taken(whole):
+    item_1, item_12, tagged_1, tagged_12 = range(whole.size - 4, whole.size)
+    assert whole.encode("item_12item_1<item_12><item_1>item_1") == [item_12, item_1, tagged_12, tagged_1, item_1]
+
+
+@pytest.mark.parametrize("text", ["<extra_id_3>", "Tokyo<extra_id_01>Lima", "<extra_id_>a", "item_2", "<item_>"])
+def test_what_only_looks_like_a_token_is_text(plain, whole, text):
+    assert whole.encode(text) == plain.encode(text)
+
+
+def test_text_between_tokens_is_tokenised_for_itself_without_the_blanks_at_its_ends(trained):
+    whole = trained.with_tokens(["<a>"])
+    assert whole.encode(" Tokyo  <a><a> Lima\n<a>\nPeru ") == [
+        *trained.encode("Tokyo"),
+        trained.size,
+        trained.size,
+        *trained.encode("Lima\n"),
+        trained.size,
+        *trained.encode("\nPeru"),
+    ]
+    assert whole.encode(" Tokyo ") == trained.encode("Tokyo")
+
+
+@given(
+    st.lists(st.sampled_from(["Tokyo", "Lima?", "12", *ITEMS]), min_size=1, max_size=6),
+    st.lists(st.sampled_from([" ", "\n", "\n\n"]), min_size=6, max_size=6),
+)
+def test_tokens_come_back_among_words_and_line_breaks(whole, words, between):
+    text = words[0] + "".join(blank + word for blank, word in zip(between, words[1:], strict=False))
+    assert whole.decode(whole.encode(text)) == text
+    assert whole.decode([*whole.encode(text), 0, 0, 1, *whole.encode("item_1")]) == text
+
+
+@given(st.lists(st.one_of(st.text(max_size=3), st.sampled_from(ITEMS))).map("".join))
+def test_bytes_with_tokens_express_every_text(text):
+    encodable = text.encode("utf-8", "ignore").decode()
+    whole = vocabularies.byte().with_tokens(ITEMS)
+    assert whole.decode(whole.encode(encodable)) == encodable
+
+
+def test_sentinels_are_not_shown(whole):
+    assert whole.decode(whole.encode("Tokyo <extra_id_0> item_1 <extra_id_2>")).split() == ["Tokyo", "item_1"]
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text(whole):
+    """Unlike in transformers, where a text can end itself."""
+    ids = whole.encode("</s> Lima <pad> item_1 <unk>")
+    assert not {0, 1, 2} & set(ids)
+    assert whole.decode(ids) == "</s> Lima <pad> item_1 <unk>"
+
+
+def test_sentinels_are_seqios(trained, cache):
+    """SeqIO has a sentinel as a word, so it stands between blanks here."""
+    vocabulary = Vocabulary("file", trained.model, extra_ids=100)
+    text = "Tokyo <extra_id_0> Lima <extra_id_99>"
+    assert vocabulary.to_seqio().encode(text) == vocabulary.encode(text)
+    assert trained.with_tokens(ITEMS).to_seqio().vocab_size == trained.size + 4
+
+
+def test_new_tokens_leave_the_old_ids(whole):
+    larger = whole.with_tokens(["<b>", "日"]).with_tokens(["<c>"])
+    assert larger.encode("Lima item_12<extra_id_1>") == whole.encode("Lima item_12<extra_id_1>")
+    assert larger.encode("<c>日<b>") == [whole.size + 2, whole.size + 1, whole.size]
+    assert larger.sha256 != whole.sha256
+    assert larger.size == whole.size + 3
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", " <a>", "<a>\n"])
+def test_a_new_token_is_one_word(whole, token):
+    with pytest.raises(UserError, match=r"new token .* is empty or has white space in it; write it as one word"):
+        whole.with_tokens([token])
+
+
+@pytest.mark.parametrize("tokens", [["<a>", "<a>"], ["item_1"], ["<extra_id_0>"], ["<extra_id_7>"], ["</s>"]], ids=str)
+def test_a_new_token_is_new(whole, tokens):
+    with pytest.raises(UserError, match=f"new token '{tokens[-1]}' is there twice, or already in the vocabulary"):
+        whole.with_tokens(tokens)
+
+
+def test_a_piece_is_no_new_token(whole):
+    """Transformers would take the one for the other; a byte's name is its character in Latin-1."""
+    token = "é" if whole.model is None else "T"
+    with pytest.raises(UserError, match=f"new token '{token}' is there twice, or already in the vocabulary"):
+        whole.with_tokens([token])
+
+
+def test_whole_tokens_are_saved_and_loaded(whole, tmp_path):
+    whole.save(tmp_path)
+    loaded = vocabularies.load(tmp_path)
+    assert (loaded.size, loaded.added, loaded.sha256) == (whole.size, ITEMS, whole.sha256)
+    assert loaded.encode("Lima <extra_id_1>item_12") == whole.encode("Lima <extra_id_1>item_12")
