@@ -1,9 +1,10 @@
-"""Metric functions of tasks. Targets are lists of acceptable answers; every score is in [0, 1].
+"""Metric functions of tasks. Targets are lists of acceptable answers; scores are in [0, 1], BLEU and chrF in [0, 100].
 
 SeqIO tells metric functions apart by their parameters: (targets, predictions), (targets, scores) and
 (targets, predictions, aux_values).
 """
 
+import itertools
 import re
 import string
 from collections import Counter
@@ -59,6 +60,38 @@ def classification(labels: Sequence[str]) -> Callable[[Sequence[Answers], Sequen
         return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
 
     return scores
+
+
+def bleu(language: str) -> Callable[[Sequence[Answers], Sequence[str]], dict[str, float]]:
+    """sacrebleu's BLEU of all examples together, tokenised for a target language (Post 2018).
+
+    Chinese has a tokeniser of its own; Japanese is taken character by character, as its own needs MeCab.
+    """
+    return _corpus_score("bleu", "BLEU", tokenize={"zh": "zh", "ja": "char"}.get(language, "13a"))
+
+
+def _corpus_score(
+    name: str, kind: str, **settings: str
+) -> Callable[[Sequence[Answers], Sequence[str]], dict[str, float]]:
+    def score(targets: Sequence[Answers], predictions: Sequence[str]) -> dict[str, float]:
+        from sacrebleu import metrics  # a machine that trains from a packed cache need not have it
+
+        metric = getattr(metrics, kind)(**settings)
+        if len(targets) != len(predictions):
+            raise ValueError(f"{len(targets)} targets and {len(predictions)} predictions")
+        if not predictions:
+            return {name: 0.0}
+        references = list(itertools.zip_longest(*targets))  # all first answers, all second ones ...
+        value = metric.corpus_score(predictions, references).score
+        score.signature = str(metric.get_signature())  # what a score must be quoted with; it has the references' number
+        return {name: value}
+
+    score.__name__ = name
+    return score
+
+
+# sacrebleu's chrF2 of all examples together: F-score of character n-grams, without white space (Popović 2015).
+chrf = _corpus_score("chrf", "CHRF")
 
 
 def _precision_recall_f1(pairs: Sequence[tuple[str, str]], name: str) -> tuple[float, float, float]:

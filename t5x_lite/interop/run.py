@@ -13,9 +13,10 @@ from jaxtyping import Array
 
 from t5x_lite import checkpoints
 from t5x_lite.data import vocabularies
+from t5x_lite.errors import UserError
 from t5x_lite.interop.source import Source, Wanted, layer_names, stacked_name
 from t5x_lite.model import Lora, T5Config
-from t5x_lite.model.lora import is_adapter, merge_adapter
+from t5x_lite.model.lora import FACTORS, is_adapter, merge_adapter
 from t5x_lite.run_folder import MANIFEST, read_manifest
 
 _merge = jax.jit(merge_adapter, static_argnums=3)
@@ -37,7 +38,13 @@ class RunSource(Source):
         self._manifest = read_manifest(self._folder) if (self._folder / MANIFEST).exists() else {}
         self.hugging_face = self._manifest.get("hugging_face", {})
         base = self._manifest.get("base")
-        self._base = open_base(base) if base else None
+        try:
+            self._base = open_base(base) if base else None
+        except UserError as error:
+            raise UserError(
+                f"{self.where} holds a part of a model, and the rest cannot be read: {error} "
+                f"(its place is base.path in {self._folder / MANIFEST})"
+            ) from None
 
     @functools.cached_property
     def config(self) -> T5Config:
@@ -64,29 +71,52 @@ class RunSource(Source):
     def load(self, wanted: Wanted) -> dict[str, Array]:
         scanned = any("/layers/" in name for name, _ in wanted.values())
         own = self._own(scanned=scanned)
-        loaded = self._load_own({target: pair for target, pair in wanted.items() if pair[0] in own})
+        adapted = {
+            target: [name.replace("/kernel", f"/{factor}") for factor in FACTORS]
+            for target, (name, _) in wanted.items()
+            if name.endswith("/kernel") and name.replace("/kernel", f"/{FACTORS[0]}") in own
+        }
+        read = dict(wanted)
+        for target in adapted:  # in float32, so that a kernel and its adapter are rounded once
+            name, leaf = wanted[target]
+            read[target] = (name, jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding))
+        loaded = self._load_own({target: pair for target, pair in read.items() if pair[0] in own})
         if self._base:
-            loaded |= self._base.load({target: pair for target, pair in wanted.items() if pair[0] not in own})
-            for target, (name, leaf) in wanted.items():
-                factors = [name.replace("/kernel", f"/{factor}") for factor in ("lora_a", "lora_b")]
-                if factors[0] in own and factors[0] != name:
-                    like = [_like(leaf, own[factor], lambda spec: ()) for factor in factors]
-                    a, b = self._load_own(dict(enumerate(zip(factors, like, strict=True)))).values()
-                    loaded[target] = jax.device_put(_merge(loaded[target], a, b, self._lora), leaf.sharding)
+            loaded |= self._base.load({target: pair for target, pair in read.items() if pair[0] not in own})
+        for target, (name, leaf) in read.items():
+            if name in self._some_layers:
+                loaded[target] = self._stack(name, leaf, loaded[target])
+        for target, factors in adapted.items():
+            leaf = wanted[target][1]
+            like = [_like(leaf, own[factor], lambda spec: ()) for factor in factors]
+            a, b = self._load_own(dict(enumerate(zip(factors, like, strict=True)))).values()
+            merged = _merge(loaded[target], a, b, self._lora).astype(leaf.dtype)
+            loaded[target] = jax.device_put(merged, leaf.sharding)
         return loaded
 
     @property
     def _lora(self) -> Lora:
         return Lora(**self._manifest["model"]["lora"])
 
+    @functools.cached_property
+    def _some_layers(self) -> dict[str, list[str]]:
+        """{stack: the layers of it that this run saved}, for the stacks of which the base has more."""
+        whole = self._base.parameters(scanned=True) if self._base else {}
+        return {
+            name: group
+            for name, group in layer_names(list(self._saved)).items()
+            if group != [name] and name in whole and len(group) < whole[name].shape[0]
+        }
+
     def _own(self, *, scanned: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        """What this run saved, under the names of the layout asked for."""
+        """What this run saved, under the names of the layout asked for; a stack only where it saved all its layers."""
         if scanned:
             return {
                 name: self._saved[group[0]]
                 if group == [name]
                 else jax.ShapeDtypeStruct((len(group), *self._saved[group[0]].shape), self._saved[group[0]].dtype)
                 for name, group in layer_names(list(self._saved)).items()
+                if name not in self._some_layers
             }
         return {
             name.replace("/layers/", f"/layers_{n}/"): leaf
@@ -113,20 +143,30 @@ class RunSource(Source):
             loaded |= self._layers_of(name, layers)
         return loaded
 
-    def _stack(self, name: str, leaf: jax.ShapeDtypeStruct) -> Array:
-        layers = layer_names(list(self._saved))[name]
-        layer = _like(leaf, self._saved[layers[0]], lambda spec: spec[1:], leaf.dtype)
-        parts = checkpoints.load_parameters(self._step, {layer_name: (layer_name, layer) for layer_name in layers})
-        return jax.jit(lambda parts: jnp.stack(parts), out_shardings=leaf.sharding)([parts[n] for n in layers])
+    def _stack(self, name: str, leaf: jax.ShapeDtypeStruct, base: Array | None = None) -> Array:
+        """The layers that this run saved as one array; put into the base's where it did not save them all."""
+        names = layer_names(list(self._saved))[name]
+        layer = _like(leaf, self._saved[names[0]], lambda spec: spec[1:], leaf.dtype)
+        parts = checkpoints.load_parameters(self._step, {layer_name: (layer_name, layer) for layer_name in names})
+        places = jnp.array([_layer_number(layer_name) for layer_name in names])
+
+        def stack(parts: list[Array], base: Array | None) -> Array:
+            return jnp.stack(parts) if base is None else base.at[places].set(jnp.stack(parts))
+
+        return jax.jit(stack, out_shardings=leaf.sharding)([parts[layer_name] for layer_name in names], base)
 
     def _layers_of(self, stack: str, wanted: Wanted) -> dict[str, Array]:
         first = next(iter(wanted.values()))[1]
         whole = _like(first, self._saved[stack], lambda spec: (None, *spec), first.dtype)
         values = checkpoints.load_parameters(self._step, {stack: (stack, whole)})[stack]
         return {
-            target: jax.device_put(values[int(name.split("/layers_")[1].split("/")[0])], leaf.sharding)
+            target: jax.device_put(values[_layer_number(name)], leaf.sharding)
             for target, (name, leaf) in wanted.items()
         }
+
+
+def _layer_number(name: str) -> int:
+    return int(name.split("/layers_")[1].split("/")[0])
 
 
 def _like(

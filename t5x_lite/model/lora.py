@@ -2,10 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -66,12 +63,3 @@ def merge_adapter(
 def is_adapter(name: str) -> bool:
     """Whether a parameter's name, 'encoder/layers_0/mlp/wo/lora_a', is a factor's."""
     return name.rsplit("/", 1)[-1] in FACTORS
-
-
-def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
-    """The tree of the model without adapters that computes what `params` do."""
-    if set(FACTORS) <= params.keys():
-        return {
-            "kernel": jax.jit(merge_adapter, static_argnums=3)(params["kernel"], *(params[f] for f in FACTORS), lora)
-        }
-    return {name: merged(node, lora) if isinstance(node, Mapping) else node for name, node in params.items()}

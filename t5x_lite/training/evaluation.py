@@ -93,7 +93,10 @@ def target_scores(run: Run, generator: Generator, examples: EvalSet) -> list[flo
 def score_task(
     examples: EvalSet, predictions: Sequence[Any], scores: Sequence[float], likelihoods: Sequence[float]
 ) -> dict[str, Any]:
-    """{"metrics", "examples", "templates": {name: {"split", "metrics", "examples"}}, "summary"} of one task."""
+    """{"metrics", "examples", "signatures", "templates": {name: {"split", "metrics", "examples"}}, "summary"}.
+
+    `signatures` are what scores of sacrebleu must be quoted with.
+    """
 
     def score(rows: Sequence[int]) -> Scores:
         columns = (examples.answers, predictions, scores, likelihoods)
@@ -110,6 +113,7 @@ def score_task(
     return {
         "metrics": score(range(len(predictions))),
         "examples": len(predictions),
+        "signatures": {m.__name__: m.signature for m in metric_functions(examples.task) if hasattr(m, "signature")},
         "templates": templates,
         "summary": {
             split: summarize([t["metrics"] for t in templates.values() if t["split"] == split])
@@ -117,6 +121,10 @@ def score_task(
             if split in split_of.values()
         },
     }
+
+
+def metric_functions(task) -> list:
+    return [*task.predict_metric_fns, *task.predict_with_aux_metric_fns, *task.score_metric_fns]
 
 
 def call_metrics(task, answers: list, predictions: list, scores: list, likelihoods: list) -> Scores:

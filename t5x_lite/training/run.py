@@ -12,11 +12,14 @@ import jax
 import optax
 
 from t5x_lite import interop, run_folder
+from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import Source
+from t5x_lite.interop.hugging_face import HuggingFaceSource
 from t5x_lite.model import T5Config, abstract_params
 from t5x_lite.model.config import ARCHITECTURE_SIZES
+from t5x_lite.model.lora import is_adapter
 from t5x_lite.model.names import named
 from t5x_lite.partitioning import VOCAB_MULTIPLE, Partitioner, bytes_per_device, sharding_table
 from t5x_lite.training.state import Params, TrainState
@@ -107,6 +110,11 @@ class Run:
         return self.config.trainable or (ADAPTERS_ONLY if self.model.lora else ())
 
     @property
+    def assignment_map(self) -> list[tuple[str, str | None]]:
+        """Rules of `restore_partial`; no source has this run's adapters."""
+        return [*([(r".*/lora_[ab]", None)] if self.model.lora else []), *(self.config.assignment_map or ())]
+
+    @property
     def trains_all(self) -> bool:
         names = named(abstract_params(self.model))
         return len(trained_names(names, self.trainable)) == len(names)
@@ -120,7 +128,8 @@ class Run:
         if self.source:
             manifest["hugging_face"] = self.source.hugging_face
             if not self.trains_all:
-                manifest["base"] = {"path": _portable(self.source), "fingerprint": interop.fingerprint(self.source)}
+                path = _base_path(self.config.initial_checkpoint_path, self.source)
+                manifest["base"] = {"path": path, "fingerprint": interop.fingerprint(self.source)}
         return manifest
 
 
@@ -143,7 +152,9 @@ def prepare(config: TrainConfig) -> Run:
             "whose other parameters are kept"
         )
     source = None
-    if config.initial_checkpoint_path and (partial or not resuming):
+    # A run that was stopped before its first checkpoint begins again.
+    begins = not resuming or Checkpoints(config.model_dir).latest_step() is None
+    if config.initial_checkpoint_path and (partial or begins):
         source = interop.open_source(config.initial_checkpoint_path)
     if resuming:
         vocabulary = vocabularies.load(os.path.join(config.model_dir, "vocabulary"))
@@ -154,12 +165,14 @@ def prepare(config: TrainConfig) -> Run:
         same = source and config.vocabulary == config.initial_checkpoint_path
         vocab_size = max(vocabulary.size, source.config.vocab_size) if same else vocabulary.size
     model = dataclasses.replace(config.model, vocab_size=vocab_size, vocab_multiple=VOCAB_MULTIPLE)
-    if source:
+    if source and not config.assignment_map:  # which may mean what it does
         _check_same_model(config, model, source)
+        if not resuming:
+            _check_same_vocabulary(config, model, vocabulary, source)
     texts = {task.name: registry.template_texts(task.name) for task in tasks}
     templates_sha256 = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     run = Run(config, tasks, rates, vocabulary, model, source, templates_sha256, resuming)
-    trained_names(named(abstract_params(model)), run.trainable)  # says what is wrong with the rules before any work
+    _check_rules(run)
     if resuming:
         run_folder.check_manifest(config.model_dir, run.manifest())
     return run
@@ -194,9 +207,7 @@ def _make_vocabulary(config: TrainConfig, tasks: tuple, source: Source | None) -
 
 
 def _check_same_model(config: TrainConfig, model: T5Config, source: Source) -> None:
-    """Refuses weights of another size before any is read; an ASSIGNMENT_MAP may mean what it does."""
-    if config.assignment_map:
-        return
+    """Refuses weights of another size before any is read."""
     for name in (*ARCHITECTURE_SIZES, "activations", "tie_embeddings", "relative_bias_per_layer"):
         ours, theirs = getattr(model, name), getattr(source.config, name)
         if ours != theirs:
@@ -206,8 +217,47 @@ def _check_same_model(config: TrainConfig, model: T5Config, source: Source) -> N
             )
 
 
-def _portable(source: Source) -> str:
+def _check_same_vocabulary(
+    config: TrainConfig, model: T5Config, vocabulary: vocabularies.Vocabulary, source: Source
+) -> None:
+    """Refuses embeddings of other tokens; a vocabulary that was just trained has the same size by chance only."""
+    rows = source.config.vocab_rows
+    trained = config.vocabulary == "train"
+    if model.vocab_rows != rows or (trained and source.vocabulary().sha256 != vocabulary.sha256):
+        raise UserError(
+            f"VOCABULARY {config.vocabulary!r} has {vocabulary.size} tokens that are not those of "
+            f"INITIAL_CHECKPOINT_PATH {config.initial_checkpoint_path!r}, a model with {rows} rows; "
+            "set VOCABULARY = %INITIAL_CHECKPOINT_PATH"
+        )
+
+
+def _check_rules(run: Run) -> None:
+    """Says what is wrong with LORA, TRAINABLE and ASSIGNMENT_MAP before any work is done."""
+    try:
+        names = named(abstract_params(run.model))
+    except ValueError as error:  # a target that names no kernel
+        raise UserError(str(error)) from None
+    trained = trained_names(names, run.trainable)
+    if not run.source:
+        return
+    for name, origin in interop.assign(names, run.assignment_map).items():
+        if name in trained or origin == name:
+            continue
+        if is_adapter(name):
+            raise UserError(
+                f"TRAINABLE does not train {name!r}: an adapter starts at random, and what is not trained is not "
+                "saved; give it True"
+            )
+        raise UserError(
+            f"ASSIGNMENT_MAP gives {name!r} another origin and TRAINABLE does not train it: a resumed run could "
+            "not find it again; train it, or convert the checkpoint first (python -m t5x_lite.convert)"
+        )
+
+
+def _base_path(given: str, source: Source) -> str:
     """Where a base model is found again: a hub's name stays one, a folder becomes absolute."""
+    if isinstance(source, HuggingFaceSource) and not os.path.exists(given):
+        return given
     return os.path.abspath(source.where) if os.path.exists(source.where) else source.where
 
 

@@ -6,7 +6,6 @@ from jaxtyping import Array, Key
 from t5x_lite import interop
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.pipeline import TrainIterator
-from t5x_lite.errors import UserError
 from t5x_lite.model import init_params
 from t5x_lite.model.names import named, nested
 from t5x_lite.training.run import Run
@@ -39,23 +38,15 @@ def initial_state(
             state = init_state(run.model, config.optimizer, key, config.partitioner)
             return state, {}, f"state: random parameters from seed {config.seed}, step 0"
         params_key, dropout_key = jax.random.split(key)
-        params = _start_params(run, join(abstract.params, frozen), named(frozen), params_key)
+        params = _start_params(run, join(abstract.params, frozen), params_key)
         trained, frozen = split(params, run.trainable)
         state = state_of(trained, config.optimizer, dropout_key, abstract)
     return state, frozen, f"state: parameters from {config.initial_checkpoint_path}, step 0"
 
 
-def _start_params(run: Run, abstract: Params, frozen: dict[str, jax.ShapeDtypeStruct], key: Key[Array, ""]) -> Params:
+def _start_params(run: Run, abstract: Params, key: Key[Array, ""]) -> Params:
     """The source's parameters, each in its sharding; random ones only where the source is not to be read."""
-    adapters = [(r".*/lora_[ab]", None)] if run.model.lora else []
-    rules = [*adapters, *(run.config.assignment_map or ())]
-    for name, origin in interop.assign(named(abstract), rules).items():
-        if name in frozen and origin != name:
-            raise UserError(
-                f"ASSIGNMENT_MAP gives {name!r} another origin and TRAINABLE does not train it: a resumed run could "
-                "not find it again; train it, or convert the checkpoint first (python -m t5x_lite.convert)"
-            )
-    params = named(interop.restore_partial(abstract, run.source, rules))
+    params = named(interop.restore_partial(abstract, run.source, run.assignment_map))
     missing = {name: leaf.sharding for name, leaf in params.items() if isinstance(leaf, jax.ShapeDtypeStruct)}
 
     def draw(key: Key[Array, ""]) -> dict[str, Array]:

@@ -22,24 +22,25 @@ def trained_names(names: Iterable[str], rules: Rules) -> set[str]:
     """
     names = list(names)
     try:
-        patterns = [(re.compile(pattern), bool(trained)) for pattern, trained in rules]
+        patterns = [(re.compile(pattern), trained) for pattern, trained in rules]
+        if wrong := [trained for _, trained in patterns if not isinstance(trained, bool)]:
+            raise TypeError(f"{wrong[0]!r} is not True or False")
     except (re.error, TypeError, ValueError) as error:
         raise UserError(
             f"TRAINABLE: {error}; it is a list of (regex, True or False), like [('decoder/.*', True), ('.*', False)]"
         ) from None
-    unused = [pattern for pattern, _ in patterns]
-    trained = set()
+    used, trained = set(), set()
     for name in names:
-        rule = next(((p, decision) for p, decision in patterns if p.fullmatch(name)), None)
-        if rule and rule[0] in unused:
-            unused.remove(rule[0])
-        if rule is None or rule[1]:
+        place = next((n for n, (pattern, _) in enumerate(patterns) if pattern.fullmatch(name)), None)
+        used.add(place)
+        if place is None or patterns[place][1]:
             trained.add(name)
-    if unused:
-        raise UserError(
-            f"TRAINABLE: {unused[0].pattern!r} takes no parameter{nearest(unused[0].pattern, names)}; "
-            "a regex must match a whole name of this model that no earlier rule took"
-        )
+    for place, (pattern, _) in enumerate(patterns):
+        if place not in used:
+            raise UserError(
+                f"TRAINABLE: {pattern.pattern!r} takes no parameter{nearest(pattern.pattern, names)}; "
+                "a regex must match a whole name of this model that no earlier rule took"
+            )
     if not trained:
         raise UserError("TRAINABLE leaves no parameter to train; give one rule True")
     return trained
