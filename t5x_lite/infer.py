@@ -20,7 +20,8 @@ def main(argv: list[str]) -> None:
     from t5x_lite.decoding.engine import Engine
 
     prompts = args.prompt or [line.rstrip("\n") for line in sys.stdin]
-    for answer in Engine.load(args.model_dir, args.step).generate(prompts, args.max_tokens):
+    options = {"max_tokens": args.max_tokens} if args.max_tokens else {}
+    for answer in Engine.load(args.model_dir, args.step).generate(prompts, **options):
         print(answer.text)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from t5x_lite.decoding.greedy import Generation, Generator, greedy
+from t5x_lite.decoding.generator import Generation, Generator
+from t5x_lite.decoding.options import Decoding
+from t5x_lite.decoding.sampling import sample
 from t5x_lite.model import T5Config, abstract_params, axis_rules, bind, stack_layers
 
 EOS = 1
@@ -50,7 +52,7 @@ def counting_score(steps):
 def test_counts_to_the_end_by_hand():
     config, params = counting_model()
     inputs = jnp.array([[3, 1], [0, 0]])
-    decoded = jax.jit(lambda params: greedy(bind(config, params), inputs, max_length=8, eos_id=EOS))(params)
+    decoded = jax.jit(lambda params: greedy(config, params, inputs, 8))(params)
     np.testing.assert_array_equal(decoded.tokens, [[2, 3, 4, 5, EOS, 0, 0, 0], [0] * 8])
     np.testing.assert_array_equal(decoded.ended, [True, True])
     np.testing.assert_allclose(decoded.scores, [counting_score(5), 0.0], rtol=1e-4)
