@@ -14,7 +14,7 @@ from t5x_lite.model import T5, Cache
 
 
 class _Loop(NamedTuple):
-    """`live` beams go on and have plain sums as scores; `done` ones have ended and are penalised."""
+    """`live` beams go on and have plain sums as scores; the best that have ended are `done`, and penalised."""
 
     step: Int[Array, ""]
     cache: Cache
@@ -52,14 +52,16 @@ def beam_search(
     # All beams start alike: only the first may branch, or they would all find the same.
     first = nothing.scores.at[:, 0].set(jnp.where(padding, IMPOSSIBLE, 0.0))
     cache = model.start_cache(model.encode(encoder_tokens), encoder_tokens, width, beams)
-    start = _Loop(jnp.zeros((), jnp.int32), cache, nothing._replace(scores=first), nothing)
+    live, done = nothing._replace(scores=first), best(nothing, options.n_best)
+    start = _Loop(jnp.zeros((), jnp.int32), cache, live, done)
 
-    def penalty(length: Any) -> Any:
-        return ((5.0 + length) / 6.0) ** options.length_alpha
+    def penalised(scores: Float[Array, "B N"], length: Any) -> Float[Array, "B N"]:
+        possible = scores > IMPOSSIBLE / 2
+        return jnp.where(possible, scores / ((5.0 + length) / 6.0) ** options.length_alpha, IMPOSSIBLE)
 
     def going(loop: _Loop) -> Bool[Array, "B"]:
         # Scores are not positive, so the longest sequence has the largest bound.
-        bound = loop.live.scores.max(axis=1) / penalty(options.max_tokens)
+        bound = penalised(loop.live.scores, options.max_tokens).max(axis=1)
         possible = ~padding & (loop.step < prefix_length + options.max_tokens)
         return possible & (bound > loop.done.scores.min(axis=1))
 
@@ -85,10 +87,8 @@ def beam_search(
             ended=(chosen == eos_id) & ~is_forced,
         )
         length = step + 1.0 - prefix_length[:, None]
-        finished = grown._replace(
-            scores=jnp.where(grown.ended, scores / penalty(length), IMPOSSIBLE).clip(min=IMPOSSIBLE)
-        )
-        done = best(joined(loop.done, finished), beams)
+        finished = grown._replace(scores=jnp.where(grown.ended, penalised(scores, length), IMPOSSIBLE))
+        done = best(joined(loop.done, finished), options.n_best)
         kept_scores, kept = jax.lax.top_k(jnp.where(grown.ended, IMPOSSIBLE, scores), beams)
         onward = jax.tree.map(lambda x: _of(x, kept), grown)._replace(scores=kept_scores)
         # A request that has ended stays as it is while others of its batch go on.
@@ -99,9 +99,7 @@ def beam_search(
 
     loop = jax.lax.while_loop(lambda loop: going(loop).any(), advance, start)
     # A search that stopped early has live beams too, none of which is better than what is done.
-    cut_off = loop.live.scores / penalty(options.max_tokens)
-    complete = (loop.live.tokens != PAD_ID).any(axis=-1) & (loop.step >= prefix_length + options.max_tokens)[:, None]
-    cut_off = loop.live._replace(scores=jnp.where(complete, cut_off, IMPOSSIBLE).clip(min=IMPOSSIBLE))
+    cut_off = loop.live._replace(scores=penalised(loop.live.scores, options.max_tokens))
     found = best(joined(loop.done, cut_off), options.n_best)
     return found._replace(ended=found.ended | padding[:, None])
 

@@ -12,6 +12,7 @@ from t5x_lite.data.vocabularies import LOST_SHARE_WARNED, Vocabulary
 from t5x_lite.decoding.generator import Generation, Generator
 from t5x_lite.decoding.languages import name_of
 from t5x_lite.decoding.options import Decoding
+from t5x_lite.errors import UserError, nearest
 from t5x_lite.run_folder import MANIFEST, read_manifest
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,9 @@ class Engine:
 
         Or any other model that `open_source` knows, such as google/flan-t5-small. Raises UserError where it is none.
         """
-        partitioner = partitioning.make_partitioner()
-        if (epath.Path(model_dir) / MANIFEST).exists():
-            checkpoints = Checkpoints(model_dir, best_metric=read_manifest(model_dir).get("best_metric"))
-            step = checkpoints.existing_step(checkpoints.preferred_step() if step is None else step)
-            source = interop.open_step(model_dir, step)
-        else:
-            source = interop.open_source(model_dir, "--model_dir")
+        partitioner = partitioning.local_partitioner()
+        step = chosen_step(model_dir, step)
+        source = interop.open_source(model_dir, "--model_dir") if step is None else interop.open_step(model_dir, step)
         vocabulary = source.vocabulary()
         params = interop.load_model(source, source.config, partitioner)
         generator = Generator(source.config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)
@@ -80,6 +77,8 @@ class Engine:
         (from `first_number` on), not on the other prompts.
         """
         decoding = self.decoding(**options)
+        if prefixes is not None:
+            _check_one_each("prefixes", prefixes, prompts)
         prefix_tokens = None if prefixes is None else [self.vocabulary.encode(prefix) for prefix in prefixes]
         found = self.generator.generate(
             self._encode(prompts), decoding, prefixes=prefix_tokens, seed=seed, first_number=first_number
@@ -88,11 +87,19 @@ class Engine:
         return [dataclasses.replace(best, others=tuple(others)) for best, *others in answers]
 
     def decoding(self, **options) -> Decoding:
-        """`Decoding` of these fields, as long as the run's targets unless told otherwise. UserError as there."""
+        """`Decoding` of these fields, as long as the run's targets unless told otherwise.
+
+        Raises UserError as there, and for a field that it has not.
+        """
+        names = [field.name for field in dataclasses.fields(Decoding)]
+        for name in options:
+            if name not in names:
+                raise UserError(f"no option {name!r} of decoding{nearest(name, names)}; there are {', '.join(names)}")
         return Decoding(**({"max_tokens": self.lengths["targets"]} | options))
 
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """How likely the model finds each target as the answer to the prompt of the same place."""
+        _check_one_each("targets", targets, prompts)
         wanted = [[*self.vocabulary.encode(target), self.vocabulary.eos_id] for target in targets]
         found = self.generator.score(self._encode(prompts), wanted)
         return [Score(sum(scores), tuple(scores)) for scores in found]
@@ -112,19 +119,22 @@ class Engine:
     def warm_up(self, *, longest_prompt: int, most_prompts: int = 1, **options) -> float:
         """Compiles ahead for prompts of up to so many tokens, so many at a time; returns seconds.
 
-        A request within these compiles nothing: `generator.compile_count` stays.
+        A request within these that has no prefixes compiles nothing: `generator.compile_count` stays.
         """
         rows = min(most_prompts, self.generator.max_batch)
         return self.generator.warm_up(self.decoding(**options), lengths=[longest_prompt], rows=[rows])
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens with EOS, cut to the run's input length."""
+        if isinstance(prompts, str):
+            raise UserError(f"prompts is one text, {prompts!r:.40}; give a list of them")
         self.warn_of_lost_characters(prompts)
         limit = self.lengths["inputs"]
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
-        for prompt, tokens in zip(prompts, encoded, strict=True):
-            if len(tokens) >= limit:
-                log.warning("prompt cut to the run's %d tokens (had %d): %.40s...", limit, len(tokens) + 1, prompt)
+        longer = [prompt for prompt, tokens in zip(prompts, encoded, strict=True) if len(tokens) >= limit]
+        if longer:
+            counts = (len(longer), len(prompts), limit)
+            log.warning("%d of %d prompts cut to the run's %d tokens; the first: %.40s...", *counts, longer[0])
         return [[*tokens[: limit - 1], self.vocabulary.eos_id] for tokens in encoded]
 
     def _answer(self, generation: Generation) -> Answer:
@@ -141,3 +151,16 @@ class Engine:
                 100 * coverage.share,
                 " ".join(coverage.examples[:10]),
             )
+
+
+def _check_one_each(name: str, values: Sequence[str], prompts: Sequence[str]) -> None:
+    if len(values) != len(prompts):
+        raise UserError(f"{len(values)} {name} for {len(prompts)} prompts; give one for each")
+
+
+def chosen_step(model_dir: str, step: int | None = None) -> int | None:
+    """The step of a run folder that `Engine.load` opens where `step` is asked for; None where it is no run folder."""
+    if not (epath.Path(model_dir) / MANIFEST).exists():
+        return None
+    checkpoints = Checkpoints(model_dir, best_metric=read_manifest(model_dir).get("best_metric"))
+    return checkpoints.existing_step(checkpoints.preferred_step() if step is None else step)

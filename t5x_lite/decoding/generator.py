@@ -117,7 +117,8 @@ class Generator:
     def warm_up(self, options: Decoding, *, lengths: Iterable[int], rows: Iterable[int]) -> float:
         """Compiles ahead for inputs of up to these lengths in batches of up to these sizes; returns seconds.
 
-        After it, no request of `options` within them compiles anything.
+        After it, no request of `options` within them compiles anything, as long as it has no prefixes: those compile
+        when they first come, once for each power of two of their length, as scoring does.
         """
         began = time.perf_counter()
         columns = {_bucket(length) for length in range_of_buckets(lengths)}

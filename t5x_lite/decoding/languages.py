@@ -10,11 +10,12 @@ def name_of(language: str) -> str:
     """
     from babel import Locale
 
-    names = Locale("en").languages
-    if language.lower() in names:
-        return names[language.lower()]
+    names = {code.lower(): name for code, name in Locale("en").languages.items()}
+    code = language.lower().replace("-", "_")  # Babel has pt_BR for what the web calls pt-BR
+    if code in names:
+        return names[code]
     by_name = {name.lower(): name for name in names.values()}
     if language.lower() in by_name:
         return by_name[language.lower()]
-    close = nearest(language.title(), by_name.values()) or nearest(language.lower(), names)
+    close = nearest(language.title(), by_name.values()) or nearest(code, names)
     raise UserError(f"target_language {language!r} is no language{close}; give a code, like 'de', or a name")

@@ -10,11 +10,12 @@ IMPOSSIBLE = -1e9  # finite: a difference of two of them is still a number
 
 
 def truncated(logits: Float[Array, "R V"], options: Decoding) -> Float[Array, "R V"]:
-    """Logits at the temperature of `options`, IMPOSSIBLE where a token is not to be sampled; the likeliest stays.
+    """Logits at the temperature of `options`, IMPOSSIBLE where a token is not to be sampled; the likeliest is 0.
 
     Tokens as likely as the last one that is kept are kept too.
     """
-    logits = logits / options.temperature
+    # From 0 for the likeliest down: however low the temperature, it stays above IMPOSSIBLE.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / options.temperature
     if options.top_k:
         least = jax.lax.top_k(logits, min(options.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < least, IMPOSSIBLE, logits)
@@ -25,8 +26,7 @@ def truncated(logits: Float[Array, "R V"], options: Decoding) -> Float[Array, "R
         least = jnp.min(jnp.where(before < options.top_p, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, IMPOSSIBLE, logits)
     if options.min_p:
-        least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(options.min_p)
-        logits = jnp.where(logits < least, IMPOSSIBLE, logits)
+        logits = jnp.where(logits < jnp.log(options.min_p), IMPOSSIBLE, logits)
     return logits
 
 

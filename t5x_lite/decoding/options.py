@@ -1,6 +1,8 @@
 """What a user asks of decoding: one frozen value, and so one compiled program for each."""
 
 import dataclasses
+import math
+import numbers
 
 from t5x_lite.errors import UserError
 
@@ -35,8 +37,12 @@ class Decoding:
     def __post_init__(self):
         for name, least in (("max_tokens", 1), ("beams", 1), ("n_best", 1), ("top_k", 0), ("no_repeat_ngram", 0)):
             value = getattr(self, name)
-            if value != int(value) or value < least:
-                raise UserError(f"{name} is {value}; it must be a whole number of at least {least}")
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        for name in ("length_alpha", "temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise UserError(f"{name} is {value!r}; it must be a number")
         for name in ("length_alpha", "temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")

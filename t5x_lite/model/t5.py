@@ -79,18 +79,22 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        encoded: Float[Array, "B S D"],
+        encoded: Float[Array, "B S D"] | Memory,
         view: "DecoderView",
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
+        """All positions; of a memory in place of the encoder's output, `x` has the R sequences of each request."""
         keys = _split(key, 6)
         bias = self.relpos_bias(x.shape[1]) if view.bias is None else view.bias
         h = self.pre_self_attention_layer_norm(x)
         h = self.self_attention(h, self.self_attention.project(h), bias, view.self_mask, keys[0])
         x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
         h = self.pre_cross_attention_layer_norm(x)
-        cross_kv = self.encoder_decoder_attention.project(encoded)
-        h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2])
+        if isinstance(encoded, Memory):
+            h = self._look_up(h, encoded, view)
+        else:
+            cross_kv = self.encoder_decoder_attention.project(encoded)
+            h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2])
         x = _residual(x, dropout(h, self.dropout_rate, keys[3]))
         h = self.mlp(self.pre_mlp_layer_norm(x), keys[4])
         return _residual(x, dropout(h, self.dropout_rate, keys[5]))
@@ -104,11 +108,13 @@ class DecoderLayer(nnx.Module):
         past = Memory(_put(past.key, new.key, view.step, axis=3), _put(past.value, new.value, view.step, axis=2))
         bias = self.relpos_bias.row(view.step, past.value.shape[2]) if view.bias is None else view.bias
         x = _residual(x, self.self_attention.step(h, past, bias, view.self_mask))
-        # Beams of one request are so many queries of it: they read its keys and values where those are.
-        h = self.pre_cross_attention_layer_norm(x).reshape(cross.key.shape[0], -1, x.shape[-1])
-        h = self.encoder_decoder_attention.step(h, cross, None, view.cross_mask).reshape(x.shape)
-        x = _residual(x, h)
+        x = _residual(x, self._look_up(self.pre_cross_attention_layer_norm(x), cross, view))
         return _residual(x, self.mlp(self.pre_mlp_layer_norm(x), None)), past
+
+    def _look_up(self, h: Float[Array, "BW T D"], cross: Memory, view: "DecoderView") -> Float[Array, "BW T D"]:
+        """Rows of one request are so many queries of it: they read its keys and values where those are."""
+        queries = h.reshape(cross.key.shape[0], -1, h.shape[-1])
+        return self.encoder_decoder_attention.step(queries, cross, None, view.cross_mask).reshape(h.shape)
 
 
 class DecoderView(NamedTuple):
@@ -226,6 +232,12 @@ class Decoder(Stack):
 
         return self.fold(body, None, None if self.config.scan_layers else (None,) * self.num_layers)[1]
 
+    def from_memory(self, x: Float[Array, "BR T D"], cache: "Cache") -> Float[Array, "BR T D"]:
+        """As `__call__`, of R targets a request that share its part of the cache's `cross`."""
+        view = DecoderView(self.shared_bias(x.shape[1]), _causal(x.shape[1]), cache.cross_mask)
+        x, _ = self.fold(lambda layer, x, cross: (layer(x, cross, view), None), x, cache.cross)
+        return self.decoder_norm(x)
+
     def step(self, x: Float[Array, "BW 1 D"], cache: "Cache") -> tuple[Float[Array, "BW 1 D"], "Cache"]:
         """One position, the one that the cache stands at, of W beams a request."""
         length = cache.length
@@ -287,7 +299,7 @@ class T5(nnx.Module):
         tokens, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
         segments, target_segments = batch.get("encoder_segment_ids"), batch.get("decoder_segment_ids")
         encoded = self.encode(tokens, segments, dropout_key=encoder_key)
-        self_mask = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))[None, None]
+        self_mask = _causal(targets.shape[1])
         cross_mask = _is_token(tokens)
         if segments is not None:
             self_mask = self_mask & _same(target_segments, target_segments)
@@ -329,6 +341,10 @@ class T5(nnx.Module):
         x, cache = self.decoder.step(self._embed(tokens[:, None]), cache)
         return self._logits(x)[:, 0], cache
 
+    def decode_all(self, tokens: Int[Array, "BR T"], cache: Cache) -> Float[Array, "BR T V"]:
+        """Teacher-forced logits of R decoder inputs a request, from its keys and values; the past is not read."""
+        return self._logits(self.decoder.from_memory(self._embed(tokens), cache))
+
     def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return constrain(self.token_embedder(tokens), "batch", "length", "embed")
 
@@ -349,6 +365,10 @@ def _bias_of_layer(config: T5Config, init: Initializer, *, bidirectional: bool) 
 
 def _is_token(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
     return (tokens != PAD_ID)[:, None, None]
+
+
+def _causal(length: int) -> Bool[Array, "1 1 T T"]:
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 def _same(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:

@@ -1,127 +1,28 @@
-"""Greedy decoding: a model made by hand whose answer can be read off, then against teacher forcing."""
+"""Many inputs through few programs: order, batches, compilations, devices."""
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t5x_lite.decoding.generator import Generation, Generator
 from t5x_lite.decoding.options import Decoding
-from t5x_lite.decoding.sampling import sample
-from t5x_lite.model import T5Config, abstract_params, axis_rules, bind, stack_layers
+from t5x_lite.model import axis_rules
+from tests.decoding.models import CONFIG, EOS, PARAMS, counting_model, random_inputs, random_params, whole
 
-EOS = 1
-CONFIG = T5Config(
-    vocab_size=20, d_model=16, num_heads=2, head_dim=8, d_ff=24, num_encoder_layers=1, num_decoder_layers=2
+GREEDY = Decoding(max_tokens=4)
+BEAMS = Decoding(max_tokens=4, beams=3, n_best=2)
+SAMPLES = Decoding(max_tokens=4, temperature=1.0, n_best=2)
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [GREEDY, pytest.param(BEAMS, marks=pytest.mark.slow), pytest.param(SAMPLES, marks=pytest.mark.slow)],
+    ids=["greedy", "beams", "samples"],
 )
-
-
-def random_params(config, seed):
-    """Cheaper than init_params, which would be compiled for every config here."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), abstract_params(config))
-
-
-PARAMS = random_params(CONFIG, 0)
-
-
-def counting_model():
-    """After token i comes i + 1, after 5 comes EOS: the head reads the last token off its unit vector.
-
-    All sublayers write zeros, so the residual stream is the embedding alone.
-    """
-    config = dataclasses.replace(CONFIG, vocab_size=8, d_model=8)
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract_params(config))
-    params["token_embedder"]["embedding"] = jnp.eye(8)
-    params["decoder"]["decoder_norm"]["scale"] = jnp.ones(8)
-    successors = jnp.array([2, 0, 3, 4, 5, EOS, 0, 0])
-    params["decoder"]["logits_dense"]["kernel"] = jax.nn.one_hot(successors, 8)
-    return config, params
-
-
-def counting_score(steps):
-    """Each step has one logit of sqrt(8) (a unit vector, normed) among seven of 0."""
-    top = np.sqrt(8)
-    return steps * (top - np.log(np.exp(top) + 7))
-
-
-def test_counts_to_the_end_by_hand():
-    config, params = counting_model()
-    inputs = jnp.array([[3, 1], [0, 0]])
-    decoded = jax.jit(lambda params: greedy(config, params, inputs, 8))(params)
-    np.testing.assert_array_equal(decoded.tokens, [[2, 3, 4, 5, EOS, 0, 0, 0], [0] * 8])
-    np.testing.assert_array_equal(decoded.ended, [True, True])
-    np.testing.assert_allclose(decoded.scores, [counting_score(5), 0.0], rtol=1e-4)
-
-
-def test_length_runs_out_by_hand():
-    config, params = counting_model()
-    (generation,) = Generator(config, params, eos_id=EOS).generate([[3, 1]], 3)
-    assert generation.tokens == [2, 3, 4]
-    assert not generation.ended
-
-
-@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
-def test_every_token_is_the_likeliest_given_those_before(scan_layers):
-    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
-    params = random_params(CONFIG, 7)
-    params = stack_layers(params) if scan_layers else params
-    inputs = np.random.default_rng(0).integers(2, 20, (6, 7))
-    eos_id = 7  # a token that this model likes, so that some rows end and some do not
-    decoded = jax.jit(lambda params: greedy(bind(config, params), inputs, max_length=9, eos_id=eos_id))(params)
-    batch = {
-        "encoder_input_tokens": inputs,
-        "decoder_input_tokens": np.pad(decoded.tokens, ((0, 0), (1, 0)))[:, :-1],
-    }
-    log_probs = jax.nn.log_softmax(jax.jit(lambda params: bind(config, params)(batch))(params))
-    assert 0 < decoded.ended.sum() < 6
-    for row in range(6):
-        tokens = np.asarray(decoded.tokens[row])
-        length = int(np.argmax(tokens == eos_id)) + 1 if decoded.ended[row] else 9
-        np.testing.assert_array_equal(tokens[:length], np.argmax(log_probs[row, :length], axis=-1))
-        np.testing.assert_array_equal(tokens[length:], 0)
-        np.testing.assert_allclose(decoded.scores[row], log_probs[row, :length].max(axis=-1).sum(), rtol=1e-4)
-
-
-def random_inputs():
-    rng = np.random.default_rng(0)
-    return [rng.integers(2, 20, length).tolist() for length in (3, 40, 5, 3)]
-
-
-def test_generator_keeps_the_order_and_the_answers_of_one_at_a_time():
-    generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=2)
-    one_by_one = jax.jit(lambda params, tokens: greedy(bind(CONFIG, params), tokens, max_length=6, eos_id=EOS))
-    together = generator.generate(random_inputs(), 6)
-    for tokens, found in zip(random_inputs(), together, strict=True):
-        alone = one_by_one(PARAMS, jnp.array([tokens]))
-        assert found.ended == bool(alone.ended[0])
-        assert [*found.tokens, *([EOS] if found.ended else [])] == np.trim_zeros(alone.tokens[0], "b").tolist()
-        np.testing.assert_allclose(found.score, alone.scores[0], rtol=1e-4)
-
-
-def test_compiles_once_a_bucket_and_never_for_new_weights():
-    generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=4)
-    generator.generate([[2] * 5] * 3, 4)
-    generator.generate([[2] * 32] * 4, 4)
-    before = generator.generate([[3] * 7] * 9, 4)[0]
-    assert generator.compile_count == 2  # rows of 4, and the ninth input alone
-    generator.params = random_params(CONFIG, 5)
-    after = generator.generate([[3] * 7] * 9, 4)[0]
-    assert generator.compile_count == 2
-    assert before != after
-    generator.generate([[2] * 33], 4)
-    assert generator.compile_count == 3
-
-
-def test_nothing_to_generate():
-    generator = Generator(CONFIG, PARAMS, eos_id=EOS)
-    assert generator.generate([], 4) == []
-    assert generator.compile_count == 0
-    assert generator.generate([[]], 4) == [Generation([], 0.0, True)]
 
 
 @dataclasses.dataclass
@@ -142,10 +43,125 @@ class EightDevices:
             yield
 
 
-def test_eight_devices_answer_as_one():
+@functools.lru_cache
+def one_device():
+    """Shared by the tests here, so that each `Decoding` compiles once for each shape."""
+    return Generator(CONFIG, PARAMS, eos_id=EOS)
+
+
+def eight_devices():
     partitioner = EightDevices()
     params = jax.device_put(PARAMS, partitioner.replicated)
-    spread = Generator(CONFIG, params, eos_id=EOS, partitioner=partitioner).generate(random_inputs(), 6)
-    single = Generator(CONFIG, PARAMS, eos_id=EOS).generate(random_inputs(), 6)
-    assert [(g.tokens, g.ended) for g in spread] == [(g.tokens, g.ended) for g in single]
-    np.testing.assert_allclose([g.score for g in spread], [g.score for g in single], rtol=1e-4)
+    return Generator(CONFIG, params, eos_id=EOS, partitioner=partitioner)
+
+
+def assert_same(found, expected):
+    assert [[whole(g) for g in gs] for gs in found] == [[whole(g) for g in gs] for gs in expected]
+    scores, expected_scores = ([g.score for gs in every for g in gs] for every in (found, expected))
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+
+
+def test_a_generation_has_neither_eos_nor_padding_nor_its_prefix():
+    generator = Generator(*counting_model(), eos_id=EOS)
+    found = generator.generate([[3, 1], [1], [5]], Decoding(max_tokens=3), prefixes=[[], [4, 2], [5]])
+    assert [(g.tokens, g.ended, len(g.token_scores)) for (g,) in found] == [
+        ([2, 3, 4], False, 3),
+        ([3, 4, 5], False, 3),
+        ([], True, 1),
+    ]
+    for (generation,) in found:
+        assert generation.score == pytest.approx(sum(generation.token_scores), rel=1e-6)
+
+
+@OPTIONS
+def test_an_input_gets_the_same_in_any_batch(options):
+    """Samples too: what they hang on is the number of their input."""
+    generator, inputs = one_device(), random_inputs(lengths=(3, 7, 5, 4))
+    together = generator.generate(inputs, options, seed=5, first_number=10)
+    generator.max_batch = 2
+    assert_same(generator.generate(inputs, options, seed=5, first_number=10), together)
+    generator.max_batch = 256
+    assert_same(generator.generate(inputs[1:3], options, seed=5, first_number=11), together[1:3])
+
+
+def test_compiles_once_a_bucket_and_never_for_new_weights():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=4)
+    generator.generate([[2] * 5] * 3, GREEDY)
+    generator.generate([[2] * 32] * 4, GREEDY)
+    before = generator.generate([[3] * 7] * 9, GREEDY)[0]
+    assert generator.compile_count == 2  # rows of 4, and the ninth input alone
+    generator.params = random_params(seed=5)
+    after = generator.generate([[3] * 7] * 9, GREEDY)[0]
+    assert generator.compile_count == 2
+    assert before != after
+    generator.generate([[2] * 33], GREEDY)
+    assert generator.compile_count == 3
+
+
+def test_nothing_to_generate():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS)
+    assert generator.generate([], GREEDY) == []
+    assert generator.score([], []) == []
+    assert generator.compile_count == 0
+
+
+@OPTIONS
+def test_an_empty_input_has_ended(options):
+    found = one_device().generate([[3], [], [5], [2]], options)[1]
+    assert found == [Generation([], 0.0, [], True)] * options.n_best
+
+
+# ---------------------------------------------------------------------- several devices
+
+
+@OPTIONS
+def test_eight_devices_answer_as_one(options):
+    inputs, prefixes = random_inputs(), [[5, 6], [], [7], []]
+    found, expected = (
+        generator.generate(inputs, options, prefixes=prefixes) for generator in (eight_devices(), one_device())
+    )
+    assert_same(found, expected)
+
+
+# ---------------------------------------------------------------------- compiling ahead
+
+
+@pytest.fixture
+def compilations():
+    """Every program that JAX itself says it has compiled."""
+    seen = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "longest", "rows", "programs"),
+    [
+        (GREEDY, 1, 32, 2, 2),
+        pytest.param(BEAMS, 1, 64, 4, 6, marks=pytest.mark.slow),
+        pytest.param(SAMPLES, 1, 64, 4, 6, marks=pytest.mark.slow),
+        pytest.param(BEAMS, 8, 64, 4, 2, marks=pytest.mark.slow),
+        pytest.param(SAMPLES, 8, 64, 4, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_after_warming_up_nothing_compiles(options, devices, longest, rows, programs, compilations):
+    """1, 2 or 4 rows, on the eight devices always 4; 32 or 64 columns."""
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS) if devices == 1 else eight_devices()
+    assert generator.warm_up(options, lengths=[5, longest - 3], rows=[1, rows]) > 0
+    assert generator.compile_count == programs <= len(compilations)
+    compilations.clear()
+    rng = np.random.default_rng(0)
+    for seed in (*range(20), 2**31, 2**40):
+        lengths = rng.integers(0, longest + 1, rng.integers(1, rows + 1))
+        inputs = [rng.integers(2, 20, length).tolist() for length in lengths]
+        generator.generate(inputs, options, seed=seed, first_number=7 * seed % 1000)
+    assert compilations == []
+    assert generator.compile_count == programs
+    generator.generate([[2]] * (rows + 1), options)
+    assert compilations and generator.compile_count == programs + 1

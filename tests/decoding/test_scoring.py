@@ -1,42 +1,39 @@
-"""Scores of given targets against log-softmax by hand, and against the score of what greedy decoding wrote."""
+"""Scores of given targets against log-softmax by hand, and against the scores of what was generated."""
 
 import jax
 import numpy as np
 import pytest
 
-from t5x_lite.decoding.greedy import Generator
-from t5x_lite.decoding.score import score_targets
-from t5x_lite.model import T5Config, bind, init_params
+from t5x_lite.decoding.generator import Generator
+from t5x_lite.decoding.options import Decoding
+from t5x_lite.model import bind
 from t5x_lite.partitioning import make_partitioner
-
-CONFIG = T5Config(
-    vocab_size=16, d_model=8, num_heads=2, head_dim=4, d_ff=16, num_encoder_layers=1, num_decoder_layers=1
-)
-INPUTS = [[3, 4, 1], [5, 1], [6, 7, 8, 1]]
+from tests.decoding.models import CONFIG, EOS, PARAMS, generator, random_inputs, whole
 
 
-@pytest.fixture(scope="module")
-def params():
-    return init_params(CONFIG, jax.random.key(0))
-
-
-def test_a_target_is_worth_the_sum_of_its_log_probabilities(params):
-    targets = [[9, 2, 1], [1], [4, 1]]
-    found = score_targets(CONFIG, params, INPUTS, targets, partitioner=make_partitioner())
-    for tokens, target, score in zip(INPUTS, targets, found, strict=True):
-        batch = {
-            "encoder_input_tokens": np.array([tokens], np.int32),
-            "decoder_input_tokens": np.array([[0, *target[:-1]]], np.int32),
-        }
-        log_probs = jax.nn.log_softmax(bind(CONFIG, params)(batch))[0]
-        assert score == pytest.approx(float(sum(log_probs[i, token] for i, token in enumerate(target))), rel=1e-5)
-
-
-def test_what_was_generated_scores_the_same_as_when_it_was_generated(params):
+@pytest.mark.parametrize("max_scored", [64, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_targets_scores_are_the_log_probabilities_of_its_tokens(max_scored):
+    inputs, targets = [[3, 4, 1], [5, 1], [6] * 40], [[9, 2, 1], [1], [4, 1]]
     partitioner = make_partitioner()
-    generations = Generator(CONFIG, params, eos_id=1, partitioner=partitioner).generate(INPUTS, max_length=6)
-    kept = [i for i, generation in enumerate(generations) if 0 not in generation.tokens]  # padding has no likelihood
-    assert kept
-    targets = [generations[i].tokens + [1] * generations[i].ended for i in kept]
-    found = score_targets(CONFIG, params, [INPUTS[i] for i in kept], targets, partitioner=partitioner)
-    assert found == pytest.approx([generations[i].score for i in kept], rel=1e-5)
+    scorer = Generator(CONFIG, PARAMS, eos_id=EOS, partitioner=partitioner, max_scored=max_scored)
+    found = scorer.score(inputs, targets)
+    forward = jax.jit(lambda batch: jax.nn.log_softmax(bind(CONFIG, PARAMS)(batch)))
+    for tokens, target, scores in zip(inputs, targets, found, strict=True):
+        batch = {
+            "encoder_input_tokens": np.array([tokens + [0] * (40 - len(tokens))], np.int32),
+            "decoder_input_tokens": np.array([[0, *target[:-1], *[0] * (3 - len(target))]], np.int32),
+        }
+        log_probs = np.asarray(forward(batch))[0]
+        np.testing.assert_allclose(scores, [log_probs[i, token] for i, token in enumerate(target)], rtol=1e-4)
+
+
+def test_what_was_generated_scores_the_same_as_when_it_was_generated():
+    eos_id = 13  # a token that this model likes, so that some end and some do not
+    inputs = random_inputs(lengths=(3, 4, 5, 6, 7, 8))
+    found = generator(eos_id).generate(inputs, Decoding(max_tokens=9))
+    assert {best.ended for (best,) in found} == {True, False}
+    targets = [whole(best, eos_id) for (best,) in found]
+    assert all(0 not in target for target in targets)  # padding has no likelihood
+    for (best,), scores in zip(found, generator(eos_id).score(inputs, targets), strict=True):
+        np.testing.assert_allclose(scores, best.token_scores, rtol=1e-4)
+        assert sum(scores) == pytest.approx(best.score, rel=1e-4)
