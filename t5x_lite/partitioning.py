@@ -93,9 +93,18 @@ def make_partitioner(mesh_shape: Mapping[str, int] | None = None, rules: Sequenc
             _check_name(f"Partitioner.rules, {name!r}", "mesh axis", mesh_axis, MESH_AXES)
     devices = jax.devices()
     sizes = _mesh_sizes(shape, len(devices))
-    mesh = jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices[: math.prod(sizes)]
-    )
+    return _over(devices[: math.prod(sizes)], sizes, rules)
+
+
+def local_partitioner() -> Partitioner:
+    """Data parallel over the devices of this process alone, which works for itself, after joining the others."""
+    initialize_distributed()
+    devices = jax.local_devices()
+    return _over(devices, _mesh_sizes({"data": -1}, len(devices)), DATA_PARALLEL)
+
+
+def _over(devices: Sequence[jax.Device], sizes: tuple[int, ...], rules: Sequence[Rule]) -> Partitioner:
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
     return Partitioner(mesh, tuple((name, _mesh_axes(target)) for name, target in rules))
 
 

@@ -30,10 +30,17 @@ _ACTIVATIONS = {
 
 
 class KV(NamedTuple):
-    """Keys and values of one attention, in the compute dtype."""
+    """Keys and values of one attention over a whole sequence, in the compute dtype."""
 
     key: Float[Array, "B S H K"]
     value: Float[Array, "B S H K"]
+
+
+class Memory(NamedTuple):
+    """Keys and values as a decoding step reads them: in its two products no array has to be turned."""
+
+    key: Float[Array, "B H K S"]
+    value: Float[Array, "B H S K"]
 
 
 # ---------------------------------------------------------------------- functions
@@ -79,6 +86,25 @@ def attend(
         scores = scores + bias
     weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
+
+
+def remember(kv: KV) -> Memory:
+    """Lays keys and values out for decoding, once for all of its steps."""
+    return Memory(kv.key.transpose(0, 2, 3, 1), kv.value.transpose(0, 2, 1, 3))
+
+
+def recall(
+    q: Float[Array, "B W H K"],
+    memory: Memory,
+    bias: Float[Array, "1 H 1 S"] | None,
+    mask: Bool[Array, "#B 1 1 S"],
+) -> Float[Array, "B W H K"]:
+    """`attend` of a decoding step; W queries (the beams of one request) share a memory."""
+    scores = jnp.einsum("bwhk,bhks->bhws", q, memory.key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
+    return jnp.einsum("bhws,bhsk->bwhk", weights.astype(memory.value.dtype), memory.value)
 
 
 def relative_buckets(
@@ -256,6 +282,16 @@ class Attention(nnx.Module):
         # T5 drops attention weights by one draw for all queries: the same as dropping the value they weigh.
         value = dropout(kv.value, self.dropout_rate, key, shared_axis=-1)
         return self.out(_constrain_heads(attend(_constrain_heads(self.query(x)), kv.key, value, bias, mask)))
+
+    def step(
+        self,
+        x: Float[Array, "B W D"],
+        memory: Memory,
+        bias: Float[Array, "1 H 1 S"] | None,
+        mask: Bool[Array, "#B 1 1 S"],
+    ) -> Float[Array, "B W D"]:
+        """One position of W beams, from a memory; without dropout."""
+        return self.out(_constrain_heads(recall(_constrain_heads(self.query(x)), memory, bias, mask)))
 
 
 class Mlp(nnx.Module):

@@ -17,15 +17,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from t5x_lite.model.axes import constrain
 from t5x_lite.model.config import T5Config
 from t5x_lite.model.layers import (
-    KV,
     Attention,
     Dense,
     Embedding,
     Initializer,
+    Memory,
     Mlp,
     Norm,
     RelativeBias,
     dropout,
+    remember,
 )
 from t5x_lite.model.lora import add_adapters
 
@@ -78,29 +79,42 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cross_kv: KV,
+        encoded: Float[Array, "B S D"] | Memory,
         view: "DecoderView",
         key: Key[Array, ""] | None = None,
-        past: KV | None = None,
-    ) -> tuple[Float[Array, "B T D"], KV]:
-        """The layer's output and the keys and values that its self-attention saw: `past` with `x` put in."""
+    ) -> Float[Array, "B T D"]:
+        """All positions; of a memory in place of the encoder's output, `x` has the R sequences of each request."""
         keys = _split(key, 6)
+        bias = self.relpos_bias(x.shape[1]) if view.bias is None else view.bias
         h = self.pre_self_attention_layer_norm(x)
-        kv = self.self_attention.project(h)
-        if past is not None:
-            kv = KV(*(_put(old, new, view.step) for old, new in zip(past, kv, strict=True)))
-        bias = view.bias
-        if bias is None:
-            length = kv.key.shape[1]
-            bias = self.relpos_bias(length) if past is None else self.relpos_bias.row(view.step, length)
-        h = self.self_attention(h, kv, bias, view.self_mask, keys[0])
+        h = self.self_attention(h, self.self_attention.project(h), bias, view.self_mask, keys[0])
         x = _residual(x, dropout(h, self.dropout_rate, keys[1]))
-        # Beams of one request are so many queries of it: they read its keys and values where those are.
-        h = self.pre_cross_attention_layer_norm(x).reshape(cross_kv.key.shape[0], -1, x.shape[-1])
-        h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2]).reshape(x.shape)
+        h = self.pre_cross_attention_layer_norm(x)
+        if isinstance(encoded, Memory):
+            h = self._look_up(h, encoded, view)
+        else:
+            cross_kv = self.encoder_decoder_attention.project(encoded)
+            h = self.encoder_decoder_attention(h, cross_kv, None, view.cross_mask, keys[2])
         x = _residual(x, dropout(h, self.dropout_rate, keys[3]))
         h = self.mlp(self.pre_mlp_layer_norm(x), keys[4])
-        return _residual(x, dropout(h, self.dropout_rate, keys[5])), kv
+        return _residual(x, dropout(h, self.dropout_rate, keys[5]))
+
+    def step(
+        self, x: Float[Array, "BW 1 D"], past: Memory, cross: Memory, view: "DecoderView"
+    ) -> tuple[Float[Array, "BW 1 D"], Memory]:
+        """One position, and `past` with its keys and values put in."""
+        h = self.pre_self_attention_layer_norm(x)
+        new = remember(self.self_attention.project(h))
+        past = Memory(_put(past.key, new.key, view.step, axis=3), _put(past.value, new.value, view.step, axis=2))
+        bias = self.relpos_bias.row(view.step, past.value.shape[2]) if view.bias is None else view.bias
+        x = _residual(x, self.self_attention.step(h, past, bias, view.self_mask))
+        x = _residual(x, self._look_up(self.pre_cross_attention_layer_norm(x), cross, view))
+        return _residual(x, self.mlp(self.pre_mlp_layer_norm(x), None)), past
+
+    def _look_up(self, h: Float[Array, "BW T D"], cross: Memory, view: "DecoderView") -> Float[Array, "BW T D"]:
+        """Rows of one request are so many queries of it: they read its keys and values where those are."""
+        queries = h.reshape(cross.key.shape[0], -1, h.shape[-1])
+        return self.encoder_decoder_attention.step(queries, cross, None, view.cross_mask).reshape(h.shape)
 
 
 class DecoderView(NamedTuple):
@@ -206,18 +220,23 @@ class Decoder(Stack):
         keys = _split(key, 3)
         view = DecoderView(self.shared_bias(x.shape[1]), self_mask, cross_mask)
 
-        def body(layer: DecoderLayer, x: Array, key: Array | None) -> tuple[Array, None]:
-            cross_kv = layer.encoder_decoder_attention.project(encoded)
-            return layer(x, cross_kv, view, key)[0], None
-
         x = dropout(x, self.config.dropout_rate, keys[0])
-        x, _ = self.fold(body, x, self.layer_keys(keys[1]))
+        x, _ = self.fold(lambda layer, x, key: (layer(x, encoded, view, key), None), x, self.layer_keys(keys[1]))
         return dropout(self.decoder_norm(x), self.config.dropout_rate, keys[2])
 
     def project_encoded(self, encoded: Float[Array, "B S D"]) -> Any:
         """Every layer's keys and values of the encoder's output, projected once for all decoding steps."""
-        nothing = None if self.config.scan_layers else (None,) * self.num_layers
-        return self.fold(lambda layer, x, _: (x, layer.encoder_decoder_attention.project(encoded)), None, nothing)[1]
+
+        def body(layer: DecoderLayer, x: None, _: None) -> tuple[None, Memory]:
+            return x, remember(layer.encoder_decoder_attention.project(encoded))
+
+        return self.fold(body, None, None if self.config.scan_layers else (None,) * self.num_layers)[1]
+
+    def from_memory(self, x: Float[Array, "BR T D"], cache: "Cache") -> Float[Array, "BR T D"]:
+        """As `__call__`, of R targets a request that share its part of the cache's `cross`."""
+        view = DecoderView(self.shared_bias(x.shape[1]), _causal(x.shape[1]), cache.cross_mask)
+        x, _ = self.fold(lambda layer, x, cross: (layer(x, cross, view), None), x, cache.cross)
+        return self.decoder_norm(x)
 
     def step(self, x: Float[Array, "BW 1 D"], cache: "Cache") -> tuple[Float[Array, "BW 1 D"], "Cache"]:
         """One position, the one that the cache stands at, of W beams a request."""
@@ -225,9 +244,8 @@ class Decoder(Stack):
         seen = (jnp.arange(length) <= cache.step)[None, None, None]
         view = DecoderView(self.shared_bias(length, cache.step), seen, cache.cross_mask, cache.step)
 
-        def body(layer: DecoderLayer, x: Array, kv: tuple[KV, KV]) -> tuple[Array, KV]:
-            past, cross_kv = kv
-            return layer(x, cross_kv, view, past=past)
+        def body(layer: DecoderLayer, x: Array, memories: tuple[Memory, Memory]) -> tuple[Array, Memory]:
+            return layer.step(x, *memories, view)
 
         pairs = (
             (cache.past, cache.cross) if self.config.scan_layers else tuple(zip(cache.past, cache.cross, strict=True))
@@ -239,10 +257,10 @@ class Decoder(Stack):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A decoder's memory of one batch: a KV a layer (one stacked KV when layers are scanned).
+    """A decoder's memory of one batch: a Memory a layer (a stacked one when layers are scanned).
 
-    `past` [B * W, T, H, K] fills up by a position a step; `cross` [B, S, H, K] never changes, and the W beams of
-    a request share it.
+    `past`, of B * W rows and T positions, fills up by a position a step; `cross`, of B rows and S positions, never
+    changes, and the W beams of a request share it.
     """
 
     past: Any
@@ -253,7 +271,7 @@ class Cache:
     @property
     def length(self) -> int:
         """T, the number of positions that fit."""
-        return jax.tree.leaves(self.past)[0].shape[-3]
+        return jax.tree.leaves(self.past)[0].shape[-1]
 
 
 class T5(nnx.Module):
@@ -281,7 +299,7 @@ class T5(nnx.Module):
         tokens, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
         segments, target_segments = batch.get("encoder_segment_ids"), batch.get("decoder_segment_ids")
         encoded = self.encode(tokens, segments, dropout_key=encoder_key)
-        self_mask = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))[None, None]
+        self_mask = _causal(targets.shape[1])
         cross_mask = _is_token(tokens)
         if segments is not None:
             self_mask = self_mask & _same(target_segments, target_segments)
@@ -306,8 +324,11 @@ class T5(nnx.Module):
         """A cache for decoding up to `max_length` tokens from the beginning, of `beams` rows for each request."""
         config = self.config
         layers = (self.decoder.num_layers,) if config.scan_layers else ()
-        shape = (*layers, encoded.shape[0] * beams, max_length, config.num_heads, config.head_dim)
-        empty = KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        heads = (*layers, encoded.shape[0] * beams, config.num_heads)
+        empty = Memory(
+            jnp.zeros((*heads, config.head_dim, max_length), config.dtype),
+            jnp.zeros((*heads, max_length, config.head_dim), config.dtype),
+        )
         return Cache(
             past=empty if config.scan_layers else (empty,) * config.num_decoder_layers,
             cross=self.decoder.project_encoded(encoded),
@@ -319,6 +340,10 @@ class T5(nnx.Module):
         """Logits of the token after `tokens`, which stand at the cache's position; a row starts with id 0."""
         x, cache = self.decoder.step(self._embed(tokens[:, None]), cache)
         return self._logits(x)[:, 0], cache
+
+    def decode_all(self, tokens: Int[Array, "BR T"], cache: Cache) -> Float[Array, "BR T V"]:
+        """Teacher-forced logits of R decoder inputs a request, from its keys and values; the past is not read."""
+        return self._logits(self.decoder.from_memory(self._embed(tokens), cache))
 
     def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return constrain(self.token_embedder(tokens), "batch", "length", "embed")
@@ -342,6 +367,10 @@ def _is_token(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
     return (tokens != PAD_ID)[:, None, None]
 
 
+def _causal(length: int) -> Bool[Array, "1 1 T T"]:
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
 def _same(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
@@ -350,8 +379,8 @@ def _residual(x: Float[Array, "B S D"], update: Float[Array, "B S D"]) -> Float[
     return constrain(x + update, "batch", "length", "embed")
 
 
-def _put(old: Float[Array, "B T H K"], new: Float[Array, "B 1 H K"], step: Int[Array, ""]) -> Float[Array, "B T H K"]:
-    return jax.lax.dynamic_update_slice_in_dim(old, new, step, axis=1)
+def _put(old: Float[Array, "..."], new: Float[Array, "..."], step: Int[Array, ""], axis: int) -> Float[Array, "..."]:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, step, axis=axis)
 
 
 def _split(key: Key[Array, ""] | None, count: int) -> Sequence[Key[Array, ""] | None]:

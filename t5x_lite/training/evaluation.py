@@ -16,8 +16,8 @@ from t5x_lite import interop
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
-from t5x_lite.decoding.greedy import Generator
-from t5x_lite.decoding.score import score_targets
+from t5x_lite.decoding.generator import Generator
+from t5x_lite.decoding.options import Decoding
 from t5x_lite.errors import UserError
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, prepare
@@ -65,7 +65,7 @@ def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step:
     samples: list[dict] = []
     for examples in eval_sets:
         predictions, scores = predict(run, generator, examples)
-        likelihoods = target_scores(run, generator, examples)
+        likelihoods = target_scores(generator, examples)
         tasks[examples.task.name] = score_task(examples, predictions, scores, likelihoods)
         samples += pick_samples(examples, predictions)
     return {"step": step, "split": split, "tasks": tasks, "overall": overall(tasks), "samples": samples}
@@ -73,7 +73,7 @@ def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step:
 
 def predict(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any], list[float]]:
     """The postprocessed prediction and the score of each example."""
-    generations = generator.generate(examples.inputs, run.lengths["targets"])
+    generations = [best for (best,) in generator.generate(examples.inputs, Decoding(max_tokens=run.lengths["targets"]))]
     texts = [run.vocabulary.decode(generation.tokens) for generation in generations]
     predictions = [
         examples.task.postprocess_fn(text, example=example, is_target=False)
@@ -82,12 +82,11 @@ def predict(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any
     return predictions, [generation.score for generation in generations]
 
 
-def target_scores(run: Run, generator: Generator, examples: EvalSet) -> list[float]:
+def target_scores(generator: Generator, examples: EvalSet) -> list[float]:
     """The log-likelihood of each example's target, for tasks with a metric of (targets, scores); else nothing."""
     if not examples.task.score_metric_fns:
         return []
-    partitioner = run.config.partitioner
-    return score_targets(run.model, generator.params, examples.inputs, examples.targets, partitioner=partitioner)
+    return [sum(scores) for scores in generator.score(examples.inputs, examples.targets)]
 
 
 def score_task(

@@ -15,7 +15,7 @@ from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
-from t5x_lite.decoding.greedy import Generator
+from t5x_lite.decoding.generator import Generator
 from t5x_lite.run_folder import write_manifest
 from t5x_lite.training import evaluation
 from t5x_lite.training.metrics_log import MetricsLog

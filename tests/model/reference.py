@@ -14,7 +14,8 @@ import transformers
 from safetensors.torch import save_file
 
 from t5x_lite.decoding.beam import beam_search
-from t5x_lite.decoding.greedy import greedy
+from t5x_lite.decoding.options import Decoding
+from t5x_lite.decoding.sampling import sample
 from t5x_lite.interop import open_source, restore_partial
 from t5x_lite.model import T5Config, abstract_params, bind
 from t5x_lite.model.names import named
@@ -181,17 +182,17 @@ def _decoding(model: torch.nn.Module, config: T5Config, params: dict, inputs: np
     eos_id = int(free[0, DECODED // 2])  # a token that the model likes: rows end, and end apart
     theirs = model.generate(**prompts, **arguments, num_beams=1, eos_token_id=eos_id)[:, 1:].numpy()
     theirs = np.pad(theirs, ((0, 0), (0, DECODED - theirs.shape[1])))
-    found = jax.jit(lambda params: greedy(bind(config, params), inputs, max_length=DECODED, eos_id=eos_id))(params)
+    prompt = jnp.asarray(inputs)
+    greedy = Decoding(max_tokens=DECODED)
+    found = jax.jit(lambda params: sample(bind(config, params), prompt, greedy, eos_id=eos_id))(params).tokens[:, 0]
 
     # Without EOS, since theirs drops an ending that ranks below the beams and so finds less likely sequences.
     of_beams = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "length_penalty": 0.0, "eos_token_id": None}
     their_beams = model.generate(**prompts, **arguments, **of_beams)[:, 1:].numpy().reshape(len(inputs), BEAMS, -1)
 
-    def search(params):
-        return beam_search(bind(config, params), jnp.asarray(inputs), beams=BEAMS, max_length=DECODED, eos_id=-1)
-
-    beams = jax.jit(search)(params).tokens
+    search = Decoding(max_tokens=DECODED, beams=BEAMS, n_best=BEAMS)
+    beams = jax.jit(lambda params: beam_search(bind(config, params), prompt, search, eos_id=-1))(params).tokens
     return {
-        "greedy": float((np.asarray(found.tokens) == theirs).all(axis=-1).mean()),
+        "greedy": float((np.asarray(found) == theirs).all(axis=-1).mean()),
         "beam": float((np.asarray(beams) == their_beams).all(axis=-1).mean()),
     }

@@ -1,0 +1,179 @@
+"""Decoding against its peers in one call: transformers (PyTorch) and CTranslate2, on CPU, of one T5 v1.1 small.
+
+python -m benchmarks.decode [--rounds=7] [--case="greedy, batch 1"]
+
+Random weights, the same in all; every engine is a process of its own on the same cores, and they take turns, so that
+a change of the machine's speed meets all of them. Prompts of 128 tokens, answers of exactly 32: no end of sequence
+comes. Needs `pip install ctranslate2` beside the test packages. Quote the ratios, not the seconds.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+
+from t5x_lite import config
+
+CASES = {"greedy, batch 1": (1, 1), "greedy, batch 16": (16, 1), "beam 10, batch 1": (1, 10)}  # prompts, beams
+_PROMPT, _ANSWER = 128, 32
+_CORES = len(os.sched_getaffinity(0))
+
+
+def main(argv: list[str]) -> None:
+    def flags(parser):
+        parser.add_argument("--rounds", type=int, default=7)
+        parser.add_argument("--case", action="append", choices=list(CASES), help="default: all")
+
+    args = config.parse_flags(argv, __doc__, flags)
+    with tempfile.TemporaryDirectory() as folder:
+        _in_process(_write_model, folder)
+        engines = {name: _Engine(serve, folder) for name, serve in ENGINES.items()}
+        print(f"T5 v1.1 small, {_PROMPT} tokens in, {_ANSWER} out, {_CORES} cores, median of {args.rounds} (min)")
+        print(f"{'':20}" + "".join(f"{name:>26}" for name in engines))
+        for case in args.case or CASES:
+            seconds = {name: [] for name in engines}
+            for _ in range(args.rounds + 1):  # the first compiles
+                for name, engine in engines.items():
+                    seconds[name].append(engine.run(*CASES[case]))
+            medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+            ours = medians["t5x_lite"]
+            cells = [f"{medians[n]:.3f} ({min(seconds[n][1:]):.3f}) {medians[n] / ours:5.2f}x" for n in engines]
+            print(f"{case:20}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+        for engine in engines.values():
+            engine.close()
+
+
+class _Engine:
+    """A process that answers (prompts, beams) with the seconds that it took."""
+
+    def __init__(self, serve, folder: str):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(serve, folder, theirs), daemon=True)
+        self._process.start()
+
+    def run(self, prompts: int, beams: int) -> float:
+        self._pipe.send((prompts, beams))
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(serve, folder: str, pipe) -> None:
+    generate = serve(folder)
+    while (case := pipe.recv()) is not None:
+        prompts, beams = case
+        tokens = _prompts(prompts)
+        began = time.perf_counter()
+        generate(tokens, beams)
+        pipe.send(time.perf_counter() - began)
+
+
+def _prompts(count: int) -> list[list[int]]:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(3, 90, (count, _PROMPT)).tolist()
+
+
+def _in_process(function, *arguments) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
+def _write_model(folder: str) -> None:
+    """The model as transformers saves it, with a vocabulary that CTranslate2's converter asks for."""
+    import ctranslate2
+    import torch
+    import transformers
+
+    from t5x_lite.data import vocabularies
+    from t5x_lite.interop.tokenizer import write_tokenizer
+
+    torch.manual_seed(0)
+    settings = transformers.T5Config(
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_heads=6,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+    transformers.T5ForConditionalGeneration(settings).save_pretrained(f"{folder}/model")
+    from pathlib import Path
+
+    texts = (f"{n} {n * n}" for n in range(2000))
+    write_tokenizer(vocabularies.train_sentencepiece(texts, 300), Path(folder) / "model")
+    ctranslate2.converters.TransformersConverter(f"{folder}/model").convert(f"{folder}/ctranslate2")
+
+
+def _t5x_lite(folder: str):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from t5x_lite import interop, partitioning
+    from t5x_lite.decoding.generator import Generator
+    from t5x_lite.decoding.options import Decoding
+
+    source = interop.open_source(f"{folder}/model")
+    params = interop.load_model(source, source.config, partitioning.make_partitioner())
+    generator = Generator(source.config, params, eos_id=-1)
+    return lambda tokens, beams: generator.generate(tokens, Decoding(max_tokens=_ANSWER, beams=beams))
+
+
+def _transformers(folder: str):
+    import torch
+    import transformers
+
+    torch.set_num_threads(_CORES)
+    model = transformers.T5ForConditionalGeneration.from_pretrained(f"{folder}/model").eval()
+    length = {"max_new_tokens": _ANSWER, "min_new_tokens": _ANSWER, "eos_token_id": None, "pad_token_id": 0}
+
+    def generate(tokens, beams):
+        with torch.inference_mode():
+            model.generate(torch.tensor(tokens), num_beams=beams, do_sample=False, **length)
+
+    return generate
+
+
+def _ctranslate2(compute_type: str, folder: str):
+    import ctranslate2
+    import transformers
+
+    translator = ctranslate2.Translator(
+        f"{folder}/ctranslate2", device="cpu", compute_type=compute_type, intra_threads=_CORES
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(f"{folder}/model")
+
+    def generate(tokens, beams):
+        prompts = [tokenizer.convert_ids_to_tokens(row) for row in tokens]
+        translator.translate_batch(
+            prompts, beam_size=beams, max_decoding_length=_ANSWER, min_decoding_length=_ANSWER, max_batch_size=16
+        )
+
+    return generate
+
+
+def _ctranslate2_float32(folder: str):
+    return _ctranslate2("float32", folder)
+
+
+def _ctranslate2_int8(folder: str):
+    return _ctranslate2("int8", folder)
+
+
+ENGINES = {
+    "t5x_lite": _t5x_lite,
+    "transformers": _transformers,
+    "CTranslate2 float32": _ctranslate2_float32,
+    "CTranslate2 int8": _ctranslate2_int8,
+}
+
+
+if __name__ == "__main__":
+    config.run_door(main)

@@ -1,0 +1,167 @@
+"""Many inputs through few programs: order, batches, compilations, devices."""
+
+import contextlib
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from t5x_lite.decoding.generator import Generation, Generator
+from t5x_lite.decoding.options import Decoding
+from t5x_lite.model import axis_rules
+from tests.decoding.models import CONFIG, EOS, PARAMS, counting_model, random_inputs, random_params, whole
+
+GREEDY = Decoding(max_tokens=4)
+BEAMS = Decoding(max_tokens=4, beams=3, n_best=2)
+SAMPLES = Decoding(max_tokens=4, temperature=1.0, n_best=2)
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [GREEDY, pytest.param(BEAMS, marks=pytest.mark.slow), pytest.param(SAMPLES, marks=pytest.mark.slow)],
+    ids=["greedy", "beams", "samples"],
+)
+
+
+@dataclasses.dataclass
+class EightDevices:
+    """The part of a partitioner that the generator reads: 4-way data, 2-way model."""
+
+    data_size: int = 4
+
+    def __post_init__(self):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+        self.mesh = mesh
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+
+    @contextlib.contextmanager
+    def context(self):
+        with jax.set_mesh(self.mesh), axis_rules((("batch", "data"), ("heads", "model"), ("vocab", "model"))):
+            yield
+
+
+@functools.lru_cache
+def one_device():
+    """Shared by the tests here, so that each `Decoding` compiles once for each shape."""
+    return Generator(CONFIG, PARAMS, eos_id=EOS)
+
+
+def eight_devices():
+    partitioner = EightDevices()
+    params = jax.device_put(PARAMS, partitioner.replicated)
+    return Generator(CONFIG, params, eos_id=EOS, partitioner=partitioner)
+
+
+def assert_same(found, expected):
+    assert [[whole(g) for g in gs] for gs in found] == [[whole(g) for g in gs] for gs in expected]
+    scores, expected_scores = ([g.score for gs in every for g in gs] for every in (found, expected))
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+
+
+def test_a_generation_has_neither_eos_nor_padding_nor_its_prefix():
+    generator = Generator(*counting_model(), eos_id=EOS)
+    found = generator.generate([[3, 1], [1], [5]], Decoding(max_tokens=3), prefixes=[[], [4, 2], [5]])
+    assert [(g.tokens, g.ended, len(g.token_scores)) for (g,) in found] == [
+        ([2, 3, 4], False, 3),
+        ([3, 4, 5], False, 3),
+        ([], True, 1),
+    ]
+    for (generation,) in found:
+        assert generation.score == pytest.approx(sum(generation.token_scores), rel=1e-6)
+
+
+@OPTIONS
+def test_an_input_gets_the_same_in_any_batch(options):
+    """Samples too: what they hang on is the number of their input."""
+    generator, inputs = one_device(), random_inputs(lengths=(3, 7, 5, 4))
+    together = generator.generate(inputs, options, seed=5, first_number=10)
+    generator.max_batch = 2
+    assert_same(generator.generate(inputs, options, seed=5, first_number=10), together)
+    generator.max_batch = 256
+    assert_same(generator.generate(inputs[1:3], options, seed=5, first_number=11), together[1:3])
+
+
+def test_compiles_once_a_bucket_and_never_for_new_weights():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=4)
+    generator.generate([[2] * 5] * 3, GREEDY)
+    generator.generate([[2] * 32] * 4, GREEDY)
+    before = generator.generate([[3] * 7] * 9, GREEDY)[0]
+    assert generator.compile_count == 2  # rows of 4, and the ninth input alone
+    generator.params = random_params(seed=5)
+    after = generator.generate([[3] * 7] * 9, GREEDY)[0]
+    assert generator.compile_count == 2
+    assert before != after
+    generator.generate([[2] * 33], GREEDY)
+    assert generator.compile_count == 3
+
+
+def test_nothing_to_generate():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS)
+    assert generator.generate([], GREEDY) == []
+    assert generator.score([], []) == []
+    assert generator.compile_count == 0
+
+
+@OPTIONS
+def test_an_empty_input_has_ended(options):
+    found = one_device().generate([[3], [], [5], [2]], options)[1]
+    assert found == [Generation([], 0.0, [], True)] * options.n_best
+
+
+# ---------------------------------------------------------------------- several devices
+
+
+@OPTIONS
+def test_eight_devices_answer_as_one(options):
+    inputs, prefixes = random_inputs(), [[5, 6], [], [7], []]
+    found, expected = (
+        generator.generate(inputs, options, prefixes=prefixes) for generator in (eight_devices(), one_device())
+    )
+    assert_same(found, expected)
+
+
+# ---------------------------------------------------------------------- compiling ahead
+
+
+@pytest.fixture
+def compilations():
+    """Every program that JAX itself says it has compiled."""
+    seen = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "longest", "rows", "programs"),
+    [
+        (GREEDY, 1, 32, 2, 2),
+        pytest.param(BEAMS, 1, 64, 4, 6, marks=pytest.mark.slow),
+        pytest.param(SAMPLES, 1, 64, 4, 6, marks=pytest.mark.slow),
+        pytest.param(BEAMS, 8, 64, 4, 2, marks=pytest.mark.slow),
+        pytest.param(SAMPLES, 8, 64, 4, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_after_warming_up_nothing_compiles(options, devices, longest, rows, programs, compilations):
+    """1, 2 or 4 rows, on the eight devices always 4; 32 or 64 columns."""
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS) if devices == 1 else eight_devices()
+    assert generator.warm_up(options, lengths=[5, longest - 3], rows=[1, rows]) > 0
+    assert generator.compile_count == programs <= len(compilations)
+    compilations.clear()
+    rng = np.random.default_rng(0)
+    for seed in (*range(20), 2**31, 2**40):
+        lengths = rng.integers(0, longest + 1, rng.integers(1, rows + 1))
+        inputs = [rng.integers(2, 20, length).tolist() for length in lengths]
+        generator.generate(inputs, options, seed=seed, first_number=7 * seed % 1000)
+    assert compilations == []
+    assert generator.compile_count == programs
+    generator.generate([[2]] * (rows + 1), options)
+    assert compilations and generator.compile_count == programs + 1
