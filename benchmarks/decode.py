@@ -12,6 +12,7 @@ import os
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 from t5x_lite import config
 
@@ -104,11 +105,9 @@ def _write_model(folder: str) -> None:
         num_layers=8,
         num_heads=6,
         feed_forward_proj="gated-gelu",
-        decoder_start_token_id=0,
     )
+    settings.decoder_start_token_id = 0
     transformers.T5ForConditionalGeneration(settings).save_pretrained(f"{folder}/model")
-    from pathlib import Path
-
     texts = (f"{n} {n * n}" for n in range(2000))
     write_tokenizer(vocabularies.train_sentencepiece(texts, 300), Path(folder) / "model")
     ctranslate2.converters.TransformersConverter(f"{folder}/model").convert(f"{folder}/ctranslate2")

@@ -96,7 +96,9 @@ def tuning(workplace):
     (workplace.path / "base").mkdir()
     write_base(workplace.path / "base")
     (workplace.path / "fine_tune.gin").write_text(FINE_TUNE)
-    (workplace.path / "adapters.gin").write_text('include "fine_tune.gin"\ninclude "lora.gin"\nLORA_RANK = 2\nLEARNING_RATE = 0.05\n')
+    (workplace.path / "adapters.gin").write_text(
+        'include "fine_tune.gin"\ninclude "lora.gin"\nLORA_RANK = 2\nLEARNING_RATE = 0.05\n'
+    )
     before = contents(workplace.path / "base")
     yield workplace
     assert contents(workplace.path / "base") == before
