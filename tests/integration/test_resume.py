@@ -11,12 +11,13 @@ def unbroken(workplace):
     return workplace.metrics("unbroken")
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal(workplace, unbroken):
     workplace.train("--gin.MODEL_DIR=again")
     assert workplace.metrics("again") == unbroken
 
 
-@pytest.mark.parametrize("step", [2, 7, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (7, 10))])
 def test_sigkill_at_any_step(workplace, unbroken, step):
     name = f"killed_{step}"
     process = workplace.start("train", "--gin_file=sums.gin", f"--gin.MODEL_DIR={name}")
@@ -28,6 +29,7 @@ def test_sigkill_at_any_step(workplace, unbroken, step):
     assert ("resuming" in out) or ("random parameters" in out)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_0(workplace, unbroken):
     process = workplace.start("train", "--gin_file=sums.gin", "--gin.MODEL_DIR=terminated")
     workplace.signal_after_step(process, "terminated", 6, signal.SIGTERM)
@@ -39,6 +41,7 @@ def test_sigterm_saves_and_exits_0(workplace, unbroken):
     assert workplace.metrics("terminated") == unbroken
 
 
+@pytest.mark.slow
 def test_starting_from_another_runs_parameters(workplace, unbroken):
     out, _ = workplace.train("--gin.MODEL_DIR=started", "--gin.INITIAL_CHECKPOINT_PATH=unbroken", "--gin.TRAIN_STEPS=6")
     assert "parameters from unbroken, step 0" in out

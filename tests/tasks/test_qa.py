@@ -236,7 +236,9 @@ def test_mixture_holds_every_task_and_a_size_that_trains_in_minutes():
     assert mixture.get_rate(seqio.TaskRegistry.get("qa_open_book")) == 20_000 < sizes["qa_open_book"]
 
 
-@pytest.mark.parametrize("task", ["qa_capital", "qa_yes_no_capital", "qa_open_book"])
+@pytest.mark.parametrize(
+    "task", ["qa_capital", "qa_yes_no_capital", pytest.param("qa_open_book", marks=pytest.mark.slow)]
+)
 def test_training_never_shows_an_unseen_wording(task):
     splits = {}
     for split in ("train", "validation"):

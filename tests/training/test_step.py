@@ -68,7 +68,9 @@ def on_one_device():
     return losses(ONE)
 
 
-@pytest.mark.parametrize("preset", ["data", "fsdp", "fsdp_model"])
+@pytest.mark.parametrize(
+    "preset", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp")), "fsdp_model"]
+)
 def test_the_same_losses_on_eight_devices(preset, on_one_device):
     gin_config.load([f"gin/meshes/{preset}.gin"])
     found, _ = losses(gin_config.build("Partitioner"))
@@ -81,7 +83,7 @@ def test_losses_differ_from_step_to_step_and_dropout_is_on(on_one_device):
     assert len(set(on_one_device[0][:, 0])) == 4
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches):
     config = dataclasses.replace(CONFIG, dropout_rate=0.0)
     whole, whole_state = losses(ONE, config, steps=2)
@@ -91,6 +93,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_on_a_mesh():
     config = dataclasses.replace(CONFIG, dropout_rate=0.0)
     gin_config.load(["gin/meshes/fsdp.gin"])
@@ -123,6 +126,7 @@ def collectives(preset: str) -> set[str]:
     return {name for name in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all") if f" {name}(" in text}
 
 
+@pytest.mark.slow
 def test_each_preset_moves_what_it_must():
     """A constraint that is silently lost shows as a collective that is not there."""
     assert collectives("data") == {"all-reduce"}
