@@ -97,7 +97,7 @@ def tuning(workplace):
     write_base(workplace.path / "base")
     (workplace.path / "fine_tune.gin").write_text(FINE_TUNE)
     (workplace.path / "adapters.gin").write_text(
-        'include "fine_tune.gin"\ninclude "lora.gin"\nLORA_RANK = 2\nLEARNING_RATE = 0.05\n'
+        'include "fine_tune.gin"\ninclude "lora.gin"\nLORA_RANK = 2\nLEARNING_RATE = 0.05\nWARMUP_STEPS = 2\n'
     )
     before = contents(workplace.path / "base")
     yield workplace
