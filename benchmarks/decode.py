@@ -105,9 +105,12 @@ def _write_model(folder: str) -> None:
         num_layers=8,
         num_heads=6,
         feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
     )
     settings.decoder_start_token_id = 0
-    transformers.T5ForConditionalGeneration(settings).save_pretrained(f"{folder}/model")
+    model = transformers.T5ForConditionalGeneration(settings)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(32128, 512) * 512**-0.5)  # transformers 5 ties every T5
+    model.save_pretrained(f"{folder}/model")
     texts = (f"{n} {n * n}" for n in range(2000))
     write_tokenizer(vocabularies.train_sentencepiece(texts, 300), Path(folder) / "model")
     ctranslate2.converters.TransformersConverter(f"{folder}/model").convert(f"{folder}/ctranslate2")
