@@ -105,7 +105,7 @@ def _write_model(folder: str) -> None:
         num_layers=8,
         num_heads=6,
         feed_forward_proj="gated-gelu",
-        **{"tie_word_embeddings": False},  # no field of the class, which reads it all the same
+        tie_word_embeddings=False,  # pyrefly: ignore (no field of the class, which reads it all the same)
     )
     settings.decoder_start_token_id = 0
     model = transformers.T5ForConditionalGeneration(settings)
