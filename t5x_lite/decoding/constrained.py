@@ -43,17 +43,34 @@ class Beams(NamedTuple):
 
 
 def search(
-    model: T5, encoder_tokens: Int[Array, "B S"], trie: Trie, options: Decoding, restriction: Restriction | None = None
+    model: T5,
+    encoder_tokens: Int[Array, "B S"],
+    trie: Trie,
+    options: Decoding,
+    restriction: Restriction | None = None,
+    prefix: Int[Array, "B P"] | None = None,
 ) -> Found:
     """`score_all` where it is as cheap, which is up to two sequences a beam, else `constrained_search`."""
-    way = score_all if trie.capacity <= _EXACT_UP_TO * options.beams else constrained_search
-    return way(model, encoder_tokens, trie, options, restriction)
+    way = score_all if scores_all(trie, options) else constrained_search
+    return way(model, encoder_tokens, trie, options, restriction, prefix)
+
+
+def scores_all(trie: Trie, options: Decoding) -> bool:
+    """Whether `search` scores every sequence; of single tokens the first step of a beam search has done that."""
+    return len(trie.levels) > 1 and trie.capacity <= _EXACT_UP_TO * options.beams
 
 
 def constrained_search(
-    model: T5, encoder_tokens: Int[Array, "B S"], trie: Trie, options: Decoding, restriction: Restriction | None = None
+    model: T5,
+    encoder_tokens: Int[Array, "B S"],
+    trie: Trie,
+    options: Decoding,
+    restriction: Restriction | None = None,
+    prefix: Int[Array, "B P"] | None = None,
 ) -> Found:
     """Beam search whose beams are nodes of the trie; call it inside jit, the trie among its arguments.
+
+    The sequences go on from each request's prefix, padded by zeros on its left.
 
     A beam goes only where a sequence is left that the request may have. So there are as many results as `n_best`, or
     as sequences that are left, whatever the model thinks of them: of a level's candidates all survive, or `beams` do
@@ -63,18 +80,19 @@ def constrained_search(
     _check(options)
     padding = (encoder_tokens == PAD_ID).all(axis=1)
     depth, beams, rows = len(trie.levels), options.beams, encoder_tokens.shape[0]
-    cache = model.start_cache(model.encode(encoder_tokens), encoder_tokens, depth)
+    prefix = jnp.zeros((rows, 0), jnp.int32) if prefix is None else prefix
+    cache = model.start_cache(model.encode(encoder_tokens), encoder_tokens, prefix.shape[1] + depth)
     # One beam stands at the root: more would all find the same.
     root = nothing(rows, 1, depth)
     live = root._replace(place=jnp.where(padding, -1, 0)[:, None], scores=jnp.zeros((rows, 1)))
     done = nothing(rows, beams, depth)
-    last = jnp.full(rows, PAD_ID, jnp.int32)
+    logits, cache = model.decode_prefix(prefix, cache)
     for t in range(depth):
-        logits, cache = model.decode_step(last, cache)
         live, parents, done = advance(trie, t, live, done, logits, options, restriction)
-        cache = _widened(cache, beams) if t == 0 else reordered(cache, parents)
-        last = live.tokens[:, :, t].reshape(-1)
-    return _found(best(done, options.n_best), trie, exact=trie.capacity <= beams)
+        if t + 1 < depth:
+            cache = _widened(cache, beams) if t == 0 else reordered(cache, parents)
+            logits, cache = model.decode_step(live.tokens[:, :, t].reshape(-1), cache)
+    return _found(best(done, options.n_best), trie, exact=depth == 1 or trie.capacity <= beams)
 
 
 def advance(
@@ -128,6 +146,7 @@ def score_all(
     trie: Trie,
     options: Decoding,
     restriction: Restriction | None = None,
+    prefix: Int[Array, "B P"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Found:
@@ -138,23 +157,26 @@ def score_all(
     """
     _check(options)
     rows, depth, capacity = encoder_tokens.shape[0], len(trie.levels), trie.capacity
-    chunk = min(capacity, chunk or max(_CHUNK_LOGITS // (rows * depth * model.config.vocab_size), 1))
+    prefix = jnp.zeros((rows, 0), jnp.int32) if prefix is None else prefix
+    length = prefix.shape[1] + depth
+    chunk = min(capacity, chunk or max(_CHUNK_LOGITS // (rows * length * model.config.vocab_size), 1))
+    before = jnp.pad(prefix, ((0, 0), (1, 0)))
     padding = (encoder_tokens == PAD_ID).all(axis=1)
-    cache = model.start_cache(model.encode(encoder_tokens), encoder_tokens, depth)
+    cache = model.start_cache(model.encode(encoder_tokens), encoder_tokens, length)
 
-    def score(n: Int[Array, ""], before: Beams) -> Beams:
+    def score(n: Int[Array, ""], found: Beams) -> Beams:
         leaves = n * chunk + jnp.arange(chunk, dtype=jnp.int32)
         sequences = trie.sequences(leaves)
         tokens = jnp.broadcast_to(sequences, (rows, *sequences.shape))
-        inputs = jnp.pad(sequences[:, :-1], ((0, 0), (1, 0)))
-        logits = model.decode_all(jnp.tile(inputs, (rows, 1)), cache).reshape(*tokens.shape, -1)
+        inputs = jnp.concatenate([jnp.repeat(before, chunk, axis=0), jnp.tile(sequences[:, :-1], (rows, 1))], axis=1)
+        logits = model.decode_all(inputs, cache)[:, -depth:].reshape(*tokens.shape, -1)
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
         token_scores = (chosen - jax.nn.logsumexp(logits, axis=-1)) * (tokens != PAD_ID)
         scores = token_scores.sum(axis=-1) / _penalty((sequences != PAD_ID).sum(axis=-1), options)
         places = jnp.broadcast_to(leaves, scores.shape)
         valid = (leaves < trie.size) & ~padding[:, None] & _any_live(restriction, places, places + 1)
         here = Beams(jnp.where(valid, places, -1), tokens, jnp.where(valid, scores, IMPOSSIBLE), token_scores)
-        return best(_joined(before, here), options.n_best)
+        return best(_joined(found, here), options.n_best)
 
     chunks = -(-trie.size // chunk)
     return _found(jax.lax.fori_loop(0, chunks, score, nothing(rows, options.n_best, depth)), trie, exact=True)
@@ -219,7 +241,10 @@ def _joined(first: Beams, second: Beams) -> Beams:
 def _widened(cache: Cache, beams: int) -> Cache:
     """From one beam a request to `beams` that have all seen the same."""
     past = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=x.ndim - 4), cache.past)
-    return dataclasses.replace(cache, past=past)
+    past_mask = cache.past_mask
+    if past_mask.shape[0] > 1:
+        past_mask = jnp.repeat(past_mask, beams, axis=0)
+    return dataclasses.replace(cache, past=past, past_mask=past_mask)
 
 
 def _found(beams: Beams, trie: Trie, *, exact: bool) -> Found:

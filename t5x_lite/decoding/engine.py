@@ -47,6 +47,7 @@ class Engine:
     vocabulary: Vocabulary
     generator: Generator
     lengths: dict[str, int]
+    model_dir: str = ""
 
     @classmethod
     def load(cls, model_dir: str, step: int | None = None) -> "Engine":
@@ -60,7 +61,7 @@ class Engine:
         vocabulary = source.vocabulary()
         params = interop.load_model(source, source.config, partitioner)
         generator = Generator(source.config, params, eos_id=vocabulary.eos_id, partitioner=partitioner)
-        return cls(vocabulary, generator, source.lengths)
+        return cls(vocabulary, generator, source.lengths, str(model_dir))
 
     def generate(
         self,
@@ -81,7 +82,7 @@ class Engine:
             _check_one_each("prefixes", prefixes, prompts)
         prefix_tokens = None if prefixes is None else [self.vocabulary.encode(prefix) for prefix in prefixes]
         found = self.generator.generate(
-            self._encode(prompts), decoding, prefixes=prefix_tokens, seed=seed, first_number=first_number
+            self.encode(prompts), decoding, prefixes=prefix_tokens, seed=seed, first_number=first_number
         )
         answers = ([self._answer(generation) for generation in generations] for generations in found)
         return [dataclasses.replace(best, others=tuple(others)) for best, *others in answers]
@@ -101,7 +102,7 @@ class Engine:
         """How likely the model finds each target as the answer to the prompt of the same place."""
         _check_one_each("targets", targets, prompts)
         wanted = [[*self.vocabulary.encode(target), self.vocabulary.eos_id] for target in targets]
-        found = self.generator.score(self._encode(prompts), wanted)
+        found = self.generator.score(self.encode(prompts), wanted)
         return [Score(sum(scores), tuple(scores)) for scores in found]
 
     def answer(self, question: str, **options) -> str:
@@ -116,6 +117,13 @@ class Engine:
         """
         return self.answer(f"Translate to {name_of(target_language)}: {text}", **options)
 
+    def recommender(self):
+        """What recommends items with this engine; UserError for a run that was not trained to."""
+        from t5x_lite.recommendation.knowledge import Knowledge  # the room above this one
+        from t5x_lite.recommendation.recommender import Recommender
+
+        return Recommender(self, Knowledge.load_run(self.model_dir))
+
     def warm_up(self, *, longest_prompt: int, most_prompts: int = 1, **options) -> float:
         """Compiles ahead for prompts of up to so many tokens, so many at a time; returns seconds.
 
@@ -124,7 +132,7 @@ class Engine:
         rows = min(most_prompts, self.generator.max_batch)
         return self.generator.warm_up(self.decoding(**options), lengths=[longest_prompt], rows=[rows])
 
-    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens with EOS, cut to the run's input length."""
         if isinstance(prompts, str):
             raise UserError(f"prompts is one text, {prompts!r:.40}; give a list of them")

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,9 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.decoding.beam import beam_search
+from t5x_lite.decoding.buckets import power_of_two, range_of_buckets
+from t5x_lite.decoding.constrained import Found, search
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.decoding.sampling import PAD_ID, Decoded, sample
 from t5x_lite.decoding.scoring import log_likelihood
+from t5x_lite.decoding.trie import Restriction, Trie, restrict
 from t5x_lite.model import T5Config, bind
 
 _SHORTEST_BUCKET = 32
@@ -27,6 +30,13 @@ class Generation(NamedTuple):
     score: float
     token_scores: list[float]
     ended: bool
+
+
+class FoundItem(NamedTuple):
+    """An item of a catalogue by its number, and its score: the log-probability of its sequence."""
+
+    item: int
+    score: float
 
 
 class BatchLayout(Protocol):
@@ -65,7 +75,9 @@ class Generator:
         self._partitioner = partitioner
         self.max_batch = max_batch
         self._max_scored = max_scored
+        self._trie: tuple[Trie | None, Any] = None, None
         self._decode = self._compiled(self._decode_batch, static_argnames="options")
+        self._find = self._compiled(self._find_batch, static_argnames="options")
         self._score = self._compiled(self._score_batch)
 
     def generate(
@@ -100,6 +112,59 @@ class Generator:
                 sequences = (Decoded(*parts) for parts in zip(*(part[row] for part in decoded), strict=True))
                 found[i] = [self._generation(sequence, len(prefixes[i]), options) for sequence in sequences]
         return [found[i] for i in range(len(inputs))]
+
+    def search(
+        self,
+        inputs: Sequence[Tokens],
+        trie: Trie,
+        options: Decoding,
+        *,
+        prefixes: Sequence[Tokens] | None = None,
+        deny: Sequence[Collection[int]] | None = None,
+        allow: Sequence[Collection[int] | None] | None = None,
+        prefix_width: int = 0,
+        fewest_denied: int = 16,
+    ) -> list[list[FoundItem]]:
+        """The `options.n_best` best items of a catalogue for each input, fewer where fewer are left, in their order.
+
+        `trie` is the host's, as `build_trie` returns it; `deny`, `allow` and `fewest_denied` are those of `restrict`.
+        Items go on from the prefix given for their input. Programs compile for a power of two of the longest prefix,
+        `prefix_width` at least, too.
+        """
+        prefixes = prefixes or [()] * len(inputs)
+        longest = max(prefix_width, *map(len, prefixes), 0)
+        width = power_of_two(longest) if longest else 0
+        deny = [()] * len(inputs) if deny is None else deny
+        allow = [None] * len(inputs) if allow is None else allow
+        on_device = self._on_device(trie)
+
+        def call(batch: Sequence[int], rows: int) -> Found:
+            padding = [()] * (rows - len(batch))
+            first = allow[batch[0]]  # rows of padding share a filter: one more would compile another program
+            restriction = restrict(
+                trie,
+                [*(deny[i] for i in batch), *padding],
+                [*(allow[i] for i in batch), *(first for _ in padding)],
+                fewest_denied=fewest_denied,
+            )
+            tokens = _padded([inputs[i] for i in batch], rows)
+            prefix = _padded([prefixes[i][::-1] for i in batch], rows, width)[:, ::-1]  # its zeros come first
+            return self._call(self._find, tokens, prefix, trie=on_device, restriction=restriction, options=options)
+
+        found: dict[int, list[FoundItem]] = {}
+        for batch, result in self._in_batches(inputs, self.max_batch, call):
+            for row, i in enumerate(batch):
+                pairs = zip(result.items[row].tolist(), result.scores[row].tolist(), strict=True)
+                found[i] = [FoundItem(item, score) for item, score in pairs if item >= 0]
+        return [found[i] for i in range(len(inputs))]
+
+    def _on_device(self, trie: Trie) -> Trie:
+        """The trie beside the weights; put there once."""
+        host, placed = self._trie
+        if host is not trie:
+            placed = jax.device_put(trie, self._partitioner.replicated if self._partitioner else None)
+            self._trie = trie, placed
+        return placed
 
     def score(self, inputs: Sequence[Tokens], targets: Sequence[Tokens]) -> list[list[float]]:
         """The log-probability of each token of each target (give it its EOS) after the input of the same place."""
@@ -146,6 +211,18 @@ class Generator:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         return sample(model, tokens, options, eos_id=self._eos_id, prefix=prefix, key=key, numbers=numbers)
 
+    def _find_batch(
+        self,
+        params: Mapping[str, Any],
+        tokens: Int[Array, "B S"],
+        prefix: Int[Array, "B P"],
+        *,
+        trie: Trie,
+        restriction: Restriction,
+        options: Decoding,
+    ) -> Found:
+        return search(bind(self._config, params), tokens, trie, options, restriction, prefix)
+
     def _score_batch(self, params: Mapping[str, Any], tokens: Int[Array, "B S"], targets: Int[Array, "B T"]) -> Array:
         return log_likelihood(bind(self._config, params), tokens, targets)
 
@@ -189,17 +266,6 @@ class Generator:
         length = int(np.argmax(tokens == self._eos_id)) if ended else len(tokens)
         scores = one.token_scores[skipped : skipped + length + ended]
         return Generation(tokens[:length].tolist(), float(one.scores), scores.tolist(), ended)
-
-
-def range_of_buckets(sizes: Iterable[int]) -> list[int]:
-    """Every power of two up to that of the largest size."""
-    largest = power_of_two(max(sizes))
-    return [1 << n for n in range(largest.bit_length())]
-
-
-def power_of_two(size: int) -> int:
-    """The least power of two that is not below `size`."""
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def _bucket(length: int) -> int:

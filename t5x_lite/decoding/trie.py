@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5x_lite.decoding.generator import power_of_two
+from t5x_lite.decoding.buckets import power_of_two
 from t5x_lite.decoding.sampling import PAD_ID
 from t5x_lite.errors import UserError
-
-_FEWEST_DENIED = 16  # so that short lists do not compile one by one
 
 
 class Level(NamedTuple):
@@ -151,12 +149,15 @@ def restrict(
     trie: Trie,
     deny: Sequence[Collection[int]],
     allow: Sequence[Collection[int] | None] | None = None,
+    *,
+    fewest_denied: int = 16,
 ) -> Restriction:
     """For each request the items, by their numbers, that it must not get, and those that it may get (None: all).
 
     Reads `trie` on the host: give it the one that `build_trie` returned, whatever device has a copy. An `allow`
     collection costs 4 bytes for each of the catalogue's items; requests with the very same object share one. Programs
-    compile for a longest `deny`, and for a number of filters, rounded up to a power of two. Raises UserError for an
+    compile for a longest `deny`, from `fewest_denied` on, and for a number of filters, both rounded up to a power of
+    two. Raises UserError for an
     item that there is not.
     """
     leaves, size, capacity = np.asarray(trie.leaves), int(trie.size), trie.capacity
@@ -181,7 +182,7 @@ def restrict(
         filters = np.array([number[id(items)] for items in allow], np.int32)
         denied = [row[allowed[which, row + 1] == 1] for row, which in zip(denied, filters, strict=True)]
         allowed_before = np.cumsum(allowed, axis=1, dtype=np.int32)
-    width = power_of_two(max(_FEWEST_DENIED, *map(len, denied), 0))
+    width = power_of_two(max(fewest_denied, *map(len, denied), 0))
     return Restriction(np.stack([_filled(row, width, capacity) for row in denied]), filters, allowed_before)
 
 

@@ -96,10 +96,10 @@ def remember(kv: KV) -> Memory:
 def recall(
     q: Float[Array, "B W H K"],
     memory: Memory,
-    bias: Float[Array, "1 H 1 S"] | None,
-    mask: Bool[Array, "#B 1 1 S"],
+    bias: Float[Array, "1 H #W S"] | None,
+    mask: Bool[Array, "#B 1 #W S"],
 ) -> Float[Array, "B W H K"]:
-    """`attend` of a decoding step; W queries (the beams of one request) share a memory."""
+    """`attend` of a decoding step; W queries (the beams of one request, or its positions) share a memory."""
     scores = jnp.einsum("bwhk,bhks->bhws", q, memory.key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
@@ -243,11 +243,12 @@ class RelativeBias(nnx.Module):
         shifted = rows[:, : length * (period - 1)].reshape(heads, length, period - 1)
         return shifted[None, :, :, :length]
 
-    def row(self, query: Int[Array, ""], length: int) -> Float[Array, "1 H 1 S"]:
-        """The bias of the one query at this position onto `length` keys."""
-        return self._at(jnp.arange(length) - query)[None, :, None]
+    def rows(self, first: Int[Array, ""], count: int, length: int) -> Float[Array, "1 H T S"]:
+        """The bias of `count` queries, from position `first` on, onto `length` keys."""
+        queries = first + jnp.arange(count)
+        return self._at(jnp.arange(length) - queries[:, None])[None]
 
-    def _at(self, relative_position: Int[Array, "N"]) -> Float[Array, "H N"]:
+    def _at(self, relative_position: Int[Array, "*N"]) -> Float[Array, "H *N"]:
         buckets = relative_buckets(
             relative_position,
             bidirectional=self.bidirectional,
@@ -287,10 +288,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B W D"],
         memory: Memory,
-        bias: Float[Array, "1 H 1 S"] | None,
-        mask: Bool[Array, "#B 1 1 S"],
+        bias: Float[Array, "1 H #W S"] | None,
+        mask: Bool[Array, "#B 1 #W S"],
     ) -> Float[Array, "B W D"]:
-        """One position of W beams, from a memory; without dropout."""
+        """One position of W beams, or W positions, from a memory; without dropout."""
         return self.out(_constrain_heads(recall(_constrain_heads(self.query(x)), memory, bias, mask)))
 
 

@@ -100,13 +100,15 @@ class DecoderLayer(nnx.Module):
         return _residual(x, dropout(h, self.dropout_rate, keys[5]))
 
     def step(
-        self, x: Float[Array, "BW 1 D"], past: Memory, cross: Memory, view: "DecoderView"
-    ) -> tuple[Float[Array, "BW 1 D"], Memory]:
-        """One position, and `past` with its keys and values put in."""
+        self, x: Float[Array, "BW P D"], past: Memory, cross: Memory, view: "DecoderView"
+    ) -> tuple[Float[Array, "BW P D"], Memory]:
+        """P positions, usually one, and `past` with their keys and values put in."""
         h = self.pre_self_attention_layer_norm(x)
         new = remember(self.self_attention.project(h))
         past = Memory(_put(past.key, new.key, view.step, axis=3), _put(past.value, new.value, view.step, axis=2))
-        bias = self.relpos_bias.row(view.step, past.value.shape[2]) if view.bias is None else view.bias
+        bias = view.bias
+        if bias is None:
+            bias = self.relpos_bias.rows(view.step, x.shape[1], past.value.shape[2])
         x = _residual(x, self.self_attention.step(h, past, bias, view.self_mask))
         x = _residual(x, self._look_up(self.pre_cross_attention_layer_norm(x), cross, view))
         return _residual(x, self.mlp(self.pre_mlp_layer_norm(x), None)), past
@@ -149,11 +151,9 @@ class Stack(nnx.Module):
         else:
             self.decoder_norm = final_norm
 
-    def shared_bias(self, length: int, query: Int[Array, ""] | None = None) -> Float[Array, "1 H #S S"] | None:
-        """The bias of all layers, for all queries or for one; None where each layer has its own."""
-        if self.config.relative_bias_per_layer:
-            return None
-        return self.relpos_bias(length) if query is None else self.relpos_bias.row(query, length)
+    def shared_bias(self, length: int) -> Float[Array, "1 H S S"] | None:
+        """The bias of all layers; None where each layer has its own."""
+        return None if self.config.relative_bias_per_layer else self.relpos_bias(length)
 
     def fold(self, body: Callable, x: Array | None, per_layer: Any) -> tuple[Array | None, Any]:
         """`x, out = body(layer, x, item)` from the first layer to the last; returns `x` and every `out`.
@@ -232,17 +232,21 @@ class Decoder(Stack):
 
         return self.fold(body, None, None if self.config.scan_layers else (None,) * self.num_layers)[1]
 
-    def from_memory(self, x: Float[Array, "BR T D"], cache: "Cache") -> Float[Array, "BR T D"]:
+    def from_memory(
+        self, x: Float[Array, "BR T D"], begun: Bool[Array, "BR 1 1 T"], cache: "Cache"
+    ) -> Float[Array, "BR T D"]:
         """As `__call__`, of R targets a request that share its part of the cache's `cross`."""
-        view = DecoderView(self.shared_bias(x.shape[1]), _causal(x.shape[1]), cache.cross_mask)
+        view = DecoderView(self.shared_bias(x.shape[1]), _causal(x.shape[1]) & begun, cache.cross_mask)
         x, _ = self.fold(lambda layer, x, cross: (layer(x, cross, view), None), x, cache.cross)
         return self.decoder_norm(x)
 
-    def step(self, x: Float[Array, "BW 1 D"], cache: "Cache") -> tuple[Float[Array, "BW 1 D"], "Cache"]:
-        """One position, the one that the cache stands at, of W beams a request."""
-        length = cache.length
-        seen = (jnp.arange(length) <= cache.step)[None, None, None]
-        view = DecoderView(self.shared_bias(length, cache.step), seen, cache.cross_mask, cache.step)
+    def step(self, x: Float[Array, "BW P D"], cache: "Cache") -> tuple[Float[Array, "BW P D"], "Cache"]:
+        """P positions from the one that the cache stands at, of W beams a request."""
+        count, length = x.shape[1], cache.length
+        seen = jnp.arange(length) <= (cache.step + jnp.arange(count))[:, None]
+        shared = not self.config.relative_bias_per_layer
+        bias = self.relpos_bias.rows(cache.step, count, length) if shared else None
+        view = DecoderView(bias, seen & cache.past_mask, cache.cross_mask, cache.step)
 
         def body(layer: DecoderLayer, x: Array, memories: tuple[Memory, Memory]) -> tuple[Array, Memory]:
             return layer.step(x, *memories, view)
@@ -251,7 +255,7 @@ class Decoder(Stack):
             (cache.past, cache.cross) if self.config.scan_layers else tuple(zip(cache.past, cache.cross, strict=True))
         )
         x, past = self.fold(body, x, pairs)
-        return self.decoder_norm(x), dataclasses.replace(cache, past=past, step=cache.step + 1)
+        return self.decoder_norm(x), dataclasses.replace(cache, past=past, step=cache.step + count)
 
 
 @jax.tree_util.register_dataclass
@@ -259,11 +263,12 @@ class Decoder(Stack):
 class Cache:
     """A decoder's memory of one batch: a Memory a layer (a stacked one when layers are scanned).
 
-    `past`, of B * W rows and T positions, fills up by a position a step; `cross`, of B rows and S positions, never
-    changes, and the W beams of a request share it.
+    `past`, of B * W rows and T positions, fills up by a position a step; `past_mask` hides what pads a prefix on its
+    left. `cross`, of B rows and S positions, never changes, and the W beams of a request share it.
     """
 
     past: Any
+    past_mask: Bool[Array, "#BW 1 1 T"]
     cross: Any
     cross_mask: Bool[Array, "B 1 1 S"]
     step: Int[Array, ""]
@@ -331,6 +336,7 @@ class T5(nnx.Module):
         )
         return Cache(
             past=empty if config.scan_layers else (empty,) * config.num_decoder_layers,
+            past_mask=jnp.ones((1, 1, 1, max_length), bool),
             cross=self.decoder.project_encoded(encoded),
             cross_mask=_is_token(encoder_tokens),
             step=jnp.zeros((), jnp.int32),
@@ -341,9 +347,22 @@ class T5(nnx.Module):
         x, cache = self.decoder.step(self._embed(tokens[:, None]), cache)
         return self._logits(x)[:, 0], cache
 
+    def decode_prefix(self, prefix: Int[Array, "B P"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token after a prefix, from a cache that stands at its beginning, of one beam a request.
+
+        Shorter prefixes are padded by zeros on the left, where the cache then hides them.
+        """
+        tokens = jnp.pad(prefix, ((0, 0), (1, 0)))
+        begun = jnp.pad(_begun(tokens), ((0, 0),) * 3 + ((0, cache.length - tokens.shape[1]),), constant_values=True)
+        x, cache = self.decoder.step(self._embed(tokens), dataclasses.replace(cache, past_mask=begun))
+        return self._logits(x[:, -1:])[:, 0], cache
+
     def decode_all(self, tokens: Int[Array, "BR T"], cache: Cache) -> Float[Array, "BR T V"]:
-        """Teacher-forced logits of R decoder inputs a request, from its keys and values; the past is not read."""
-        return self._logits(self.decoder.from_memory(self._embed(tokens), cache))
+        """Teacher-forced logits of R decoder inputs a request, from its keys and values; the past is not read.
+
+        An input starts with id 0; zeros before that one are padding.
+        """
+        return self._logits(self.decoder.from_memory(self._embed(tokens), _begun(tokens), cache))
 
     def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return constrain(self.token_embedder(tokens), "batch", "length", "embed")
@@ -365,6 +384,12 @@ def _bias_of_layer(config: T5Config, init: Initializer, *, bidirectional: bool) 
 
 def _is_token(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
     return (tokens != PAD_ID)[:, None, None]
+
+
+def _begun(tokens: Int[Array, "B T"]) -> Bool[Array, "B 1 1 T"]:
+    """Where decoder inputs have begun: at the last of the zeros that they start with."""
+    after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=1)
+    return (jnp.cumsum(after != PAD_ID, axis=1) > 0)[:, None, None]
 
 
 def _causal(length: int) -> Bool[Array, "1 1 T T"]:

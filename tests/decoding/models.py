@@ -80,7 +80,7 @@ class Table:
 
     def start_cache(self, encoded, encoder_tokens, max_length, beams=1):
         rows = jnp.zeros((len(encoded) * beams, 1, 1, 1), jnp.int32)
-        return Cache(past=(rows,), cross=None, cross_mask=None, step=jnp.zeros((), jnp.int32))
+        return Cache(past=(rows,), past_mask=None, cross=None, cross_mask=None, step=jnp.zeros((), jnp.int32))
 
     def decode_step(self, tokens, cache):
         count = self.logits.shape[1]

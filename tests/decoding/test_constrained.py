@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.decoding.constrained import constrained_search, score_all, search
+from t5x_lite.decoding.constrained import constrained_search, score_all, scores_all, search
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.decoding.trie import build_trie, restrict
 from t5x_lite.errors import UserError
@@ -18,7 +18,7 @@ from t5x_lite.model import bind, stack_layers
 from t5x_lite.partitioning import make_partitioner
 from tests.decoding.models import CONFIG, counting_model, penalty, random_params
 
-ROWS, DEPTH, MOST = 3, 3, 16
+ROWS, DEPTH, MOST, LONGEST = 3, 3, 16, 4  # LONGEST of the prefixes
 WIDE = Decoding(max_tokens=DEPTH, beams=MOST, n_best=MOST, length_alpha=0.7)  # as many beams as sequences
 NARROW = Decoding(max_tokens=DEPTH, beams=3, n_best=3)
 
@@ -32,12 +32,12 @@ both_ways = pytest.mark.parametrize("way", [constrained_search, exhaustive], ids
 
 
 @functools.partial(jax.jit, static_argnames=("way", "config", "options"))
-def found_by(way, config, params, tokens, trie, options, restriction=None):
-    return way(bind(config, params), tokens, trie, options, restriction)
+def found_by(way, config, params, tokens, trie, options, restriction=None, prefix=None):
+    return way(bind(config, params), tokens, trie, options, restriction, prefix)
 
 
-def found(way, params, tokens, trie, options, restriction=None, config=CONFIG):
-    return jax.device_get(found_by(way, config, params, tokens, trie, options, restriction))
+def found(way, params, tokens, trie, options, restriction=None, prefix=None, config=CONFIG):
+    return jax.device_get(found_by(way, config, params, tokens, trie, options, restriction, prefix))
 
 
 def padded_inputs(seed=0):
@@ -52,14 +52,18 @@ def log_probs(config, params, tokens, inputs):
     return jax.nn.log_softmax(bind(config, params)(batch))
 
 
-def token_scores(params, prompt, sequences):
-    """The log-probabilities of each sequence's tokens, by the model's own teacher forcing."""
-    targets = np.zeros((96, DEPTH), np.int32)  # one program for all
+def token_scores(params, prompt, sequences, prefix=()):
+    """The log-probabilities of each sequence's tokens after a prefix, by the model's own teacher forcing."""
+    targets = np.zeros((96, LONGEST + DEPTH), np.int32)  # one program for all
     for row, sequence in enumerate(sequences):
-        targets[row, : len(sequence)] = sequence
+        targets[row, : len(prefix) + len(sequence)] = [*prefix, *sequence]
     scores = log_probs(CONFIG, params, np.tile(prompt, (96, 1)), np.pad(targets[:, :-1], ((0, 0), (1, 0))))
     chosen = np.take_along_axis(np.asarray(scores), targets[..., None], axis=-1)[..., 0]
-    return [chosen[row, : len(sequence)].tolist() for row, sequence in enumerate(sequences)]
+    return [chosen[row, len(prefix) :][: len(sequence)].tolist() for row, sequence in enumerate(sequences)]
+
+
+def padded_prefixes(prefixes, width=LONGEST):
+    return np.array([[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes], np.int32)
 
 
 def assert_valid(result, row, sequences, remaining, expected_tokens, options):
@@ -106,20 +110,23 @@ def cases(draw):
 
 
 @pytest.mark.slow
-@given(cases(), st.integers(0, 5))
+@given(
+    cases(), st.lists(st.lists(st.integers(1, 19), max_size=LONGEST), min_size=ROWS, max_size=ROWS), st.integers(0, 5)
+)
 @settings(max_examples=60, deadline=None)
-def test_finds_what_scoring_all_that_is_left_finds(case, seed):
+def test_finds_what_scoring_all_that_is_left_finds(case, prefixes, seed):
     sequences, deny, allow = case
+    prefix = padded_prefixes(prefixes)
     params, tokens = random_params(seed=seed), padded_inputs(seed)
     trie = build_trie(sequences, like=LARGEST)
     restriction = restrict(trie, deny, allow)
-    wide = found(constrained_search, params, tokens, trie, WIDE, restriction)
-    narrow = found(constrained_search, params, tokens, trie, NARROW, restriction)
-    scored = found(exhaustive, params, tokens, trie, NARROW, restriction)
+    wide = found(constrained_search, params, tokens, trie, WIDE, restriction, prefix)
+    narrow = found(constrained_search, params, tokens, trie, NARROW, restriction, prefix)
+    scored = found(exhaustive, params, tokens, trie, NARROW, restriction, prefix)
     assert (wide.exact, narrow.exact, scored.exact) == (True, False, True)
     for row in range(ROWS):
         remaining = allow[row] - deny[row]
-        expected = token_scores(params, tokens[row], sequences)
+        expected = token_scores(params, tokens[row], sequences, prefixes[row])
         assert_best(wide, row, sequences, remaining, expected, WIDE)
         assert_valid(narrow, row, sequences, remaining, expected, NARROW)
         assert_best(scored, row, sequences, remaining, expected, NARROW)
@@ -185,13 +192,66 @@ def test_requests_of_a_batch_do_not_know_of_each_other(way):
         assert (np.delete(result.items, row, axis=0) == -1).all()
 
 
+PREFIXES = [[5, 6, 7], [], [9]]
+
+
+@both_ways
+def test_sequences_go_on_from_prefixes_of_different_lengths(way):
+    sequences, tokens, params = random_catalogue(MOST), padded_inputs(), random_params()
+    trie = build_trie(sequences, like=LARGEST)
+    restriction = restrict(trie, [[0, 3], range(12), []])
+    result = found(way, params, tokens, trie, WIDE, restriction, padded_prefixes(PREFIXES))
+    for row, denied in enumerate(({0, 3}, set(range(12)), set())):
+        expected = token_scores(params, tokens[row], sequences, PREFIXES[row])
+        assert_best(result, row, sequences, everything(sequences) - denied, expected, WIDE)
+
+
+@both_ways
+def test_who_has_no_prefix_finds_beside_others_what_a_search_without_finds(way):
+    trie, tokens, params = build_trie(random_catalogue(MOST), like=LARGEST), padded_inputs(), random_params()
+    together = found(way, params, tokens, trie, WIDE, None, padded_prefixes(PREFIXES))
+    without = found(way, params, tokens, trie, WIDE)
+    np.testing.assert_array_equal(together.items[1], without.items[1])
+    np.testing.assert_allclose(together.scores[1], without.scores[1], rtol=1e-4)
+    assert (together.items[0] != without.items[0]).any() and (together.items[2] != without.items[2]).any()
+
+
+@pytest.mark.parametrize("prefix", [None, padded_prefixes(PREFIXES)], ids=["no prefix", "prefixes"])
+def test_of_single_tokens_few_beams_find_the_best(prefix):
+    """The first step of a search looks at all of them."""
+    sequences, tokens, params = [(token,) for token in range(19, 1, -1)], padded_inputs(), random_params()
+    trie = build_trie(sequences)
+    restriction = restrict(trie, [[0, 3], range(16), []])
+    result = found(search, params, tokens, trie, NARROW, restriction, prefix)
+    assert result.exact and not scores_all(trie, NARROW)
+    for row, denied in enumerate(({0, 3}, set(range(16)), set())):
+        expected = token_scores(params, tokens[row], sequences, () if prefix is None else PREFIXES[row])
+        scores = sorted((sum(expected[i]) for i in everything(sequences) - denied), reverse=True)[:3]
+        np.testing.assert_allclose(result.scores[row, : len(scores)], scores, rtol=1e-4)
+        for item, score in zip(result.items[row, : len(scores)], scores, strict=True):
+            np.testing.assert_allclose(sum(expected[item]), score, rtol=1e-4)
+        assert (result.items[row, len(scores) :] == -1).all()
+
+
+def test_what_is_scored_whole():
+    """Up to two sequences a beam, and none of single tokens."""
+    pairs = build_trie([(token, 1) for token in range(2, 18)])  # 16
+    singles = build_trie([(token,) for token in range(2, 18)])
+    ways = {
+        (trie is pairs, beams): scores_all(trie, Decoding(max_tokens=2, beams=beams))
+        for trie in (pairs, singles)
+        for beams in (7, 8)
+    }
+    assert ways == {(True, 7): False, (True, 8): True, (False, 7): False, (False, 8): False}
+
+
 @pytest.mark.slow
 @both_ways
 def test_scanned_layers_find_the_same(way):
     trie, tokens, params = build_trie(random_catalogue(40)), padded_inputs(), random_params()
-    scanned = dataclasses.replace(CONFIG, scan_layers=True)
-    expected = found(way, params, tokens, trie, TEN)
-    result = found(way, stack_layers(params), tokens, trie, TEN, config=scanned)
+    scanned, prefix = dataclasses.replace(CONFIG, scan_layers=True), padded_prefixes(PREFIXES)
+    expected = found(way, params, tokens, trie, TEN, None, prefix)
+    result = found(way, stack_layers(params), tokens, trie, TEN, None, prefix, config=scanned)
     np.testing.assert_array_equal(result.items, expected.items)
     np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-4)
 
@@ -203,11 +263,12 @@ def test_eight_devices_find_the_same(way):
     trie, params = build_trie(random_catalogue(40)), random_params()
     tokens = np.concatenate([padded_inputs(seed) for seed in range(3)])[:8]
     restriction = restrict(trie, [range(row) for row in range(8)])
-    expected = found(way, params, tokens, trie, TEN, restriction)
+    prefix = padded_prefixes([[5] * (row % 4) for row in range(8)])
+    expected = found(way, params, tokens, trie, TEN, restriction, prefix)
     with partitioner.context():
         whole = jax.device_put((params, trie), partitioner.replicated)
-        parts = jax.device_put((tokens, restriction), partitioner.batch_sharding)
-        spread = found_by(way, CONFIG, whole[0], parts[0], whole[1], TEN, parts[1])
+        parts = jax.device_put((tokens, restriction, prefix), partitioner.batch_sharding)
+        spread = found_by(way, CONFIG, whole[0], parts[0], whole[1], TEN, *parts[1:])
     np.testing.assert_array_equal(spread.items, expected.items)
     np.testing.assert_allclose(spread.scores, expected.scores, rtol=1e-4)
 
@@ -250,7 +311,7 @@ def test_targets_that_share_a_request_get_the_logits_of_teacher_forcing(scan_lay
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
     params = stack_layers(random_params()) if scan_layers else random_params()
     tokens = padded_inputs()
-    inputs = np.random.default_rng(0).integers(0, 20, (ROWS * 2, 5))
+    inputs = np.pad(np.random.default_rng(0).integers(1, 20, (ROWS * 2, 4)), ((0, 0), (1, 0)))
 
     @jax.jit
     def both(params):

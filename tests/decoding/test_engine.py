@@ -125,7 +125,7 @@ def test_a_translation_is_asked_for_by_the_languages_name(engine, monkeypatch):
 
 def test_prompts_are_cut_to_the_runs_inputs_aloud(engine, caplog):
     with caplog.at_level(logging.WARNING):
-        tokens = engine._encode(["a" * 23, "b" * 24])
+        tokens = engine.encode(["a" * 23, "b" * 24])
     assert [len(row) for row in tokens] == [24, 24] and all(row[-1] == EOS_ID for row in tokens)
     assert [record.getMessage() for record in caplog.records] == [
         f"1 of 2 prompts cut to the run's 24 tokens; the first: {'b' * 24}..."

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t5x_lite.decoding.generator import Generation, Generator
 from t5x_lite.decoding.options import Decoding
+from t5x_lite.decoding.trie import build_trie
 from t5x_lite.model import axis_rules
 from tests.decoding.models import CONFIG, EOS, PARAMS, counting_model, random_inputs, random_params, whole
 
@@ -109,6 +110,101 @@ def test_nothing_to_generate():
 def test_an_empty_input_has_ended(options):
     found = one_device().generate([[3], [], [5], [2]], options)[1]
     assert found == [Generation([], 0.0, [], True)] * options.n_best
+
+
+# ---------------------------------------------------------------------- items of a catalogue
+
+
+CATALOGUE = [(token, end) for token in range(2, 14) for end in (14, 15)]  # 24
+TRIE = build_trie(CATALOGUE)
+ALL = Decoding(max_tokens=2, beams=24, n_best=24)
+FIVE = Decoding(max_tokens=2, beams=5, n_best=5)
+
+
+def scored(tokens, prefix, left):
+    """[(item, score)] of these items, best first, by teacher forcing."""
+    items = sorted(left)
+    token_scores = one_device().score([tokens] * len(items), [[*prefix, *CATALOGUE[item]] for item in items])
+    scores = [sum(scores[len(prefix) :]) for scores in token_scores]
+    return sorted(zip(items, scores, strict=True), key=lambda pair: -pair[1])
+
+
+def assert_found(found, expected):
+    assert [each.item for each in found] == [item for item, _ in expected]
+    np.testing.assert_allclose([each.score for each in found], [score for _, score in expected], rtol=1e-4)
+
+
+def test_each_input_gets_the_best_that_it_may_have_after_its_prefix():
+    """In batches of two by length, so that no batch has the order of the inputs."""
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=2)
+    inputs, prefixes = random_inputs(lengths=(3, 40, 5, 4, 33)), [[5, 6], [], [7], [9, 8, 7], [3]]
+    deny = [[], [0, 5, 21], range(20), {6}, []]
+    some = range(0, 24, 3)
+    allow = [None, some, None, some, [3, 11]]
+    found = generator.search(inputs, TRIE, ALL, prefixes=prefixes, deny=deny, allow=allow)
+    for items, tokens, prefix, denied, allowed in zip(found, inputs, prefixes, deny, allow, strict=True):
+        left = set(range(24) if allowed is None else allowed) - set(denied)
+        assert_found(items, scored(tokens, prefix, left))
+    assert list(map(len, found)) == [24, 6, 4, 7, 2]
+
+
+def test_as_many_items_as_are_asked_for():
+    inputs = random_inputs(lengths=(3, 5))
+    found = one_device().search(inputs, TRIE, FIVE)
+    assert list(map(len, found)) == [5, 5]
+    whole = one_device().search(inputs, TRIE, ALL)
+    # A search by few beams may miss some; what it finds has the same scores.
+    for few, every in zip(found, whole, strict=True):
+        scores = dict(every)
+        np.testing.assert_allclose([each.score for each in few], [scores[each.item] for each in few], rtol=1e-4)
+        assert few == sorted(few, key=lambda each: -each.score)
+
+
+def test_nothing_to_search_and_nothing_left():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS)
+    assert generator.search([], TRIE, FIVE) == []
+    assert generator.compile_count == 0
+    assert one_device().search([[3, 1], [4, 1]], TRIE, FIVE, deny=[range(24), []])[0] == []
+
+
+def test_searches_compile_for_widths_of_prefixes_and_of_denied_items_and_for_filters():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS)
+
+    def compiled(count, **given):
+        """Programs that a search for these inputs adds."""
+        before = generator.compile_count
+        generator.search([[2] * 5] * count, TRIE, FIVE, **given)
+        return generator.compile_count - before
+
+    assert compiled(3, prefixes=[[], [3], [3, 4, 5]]) == 1
+    assert compiled(4, prefixes=[[3, 4, 5, 6]] * 4) == 0  # as 3 of them, rounded up, and 3 rows too
+    assert compiled(4, prefixes=[[3]] * 4, prefix_width=3) == 0
+    assert compiled(4, prefix_width=4, deny=[range(n) for n in (0, 1, 9, 16)]) == 0
+    assert compiled(4, prefix_width=4, deny=[range(17), [], [], []]) == 1
+    assert compiled(4, prefix_width=4, fewest_denied=32) == 0
+    assert compiled(4) == 1  # without any prefix
+    some = [1, 2, 3]
+    assert compiled(4, allow=[some] * 4) == 1
+    assert compiled(3, allow=[some] * 3) == 0  # the row of padding shares the filter
+    assert compiled(4, allow=[[5], [6], None, some]) == 1
+
+
+def test_another_catalogue_of_its_size_is_searched_by_the_same_program():
+    generator, tokens = Generator(CONFIG, PARAMS, eos_id=EOS), [[3, 4, 1]]
+    (first,) = generator.search(tokens, TRIE, ALL)
+    (second,) = generator.search(tokens, build_trie(CATALOGUE[::-1]), ALL)
+    assert generator.compile_count == 1
+    assert [each.item for each in second] == [23 - each.item for each in first]
+    assert generator.search(tokens, TRIE, ALL) == [first]
+
+
+@pytest.mark.slow
+def test_eight_devices_find_what_one_finds():
+    inputs = random_inputs()
+    given = {"prefixes": [[5, 6], [], [7], []], "deny": [[0], range(20), [], []], "allow": [None, None, range(9), None]}
+    found, expected = (generator.search(inputs, TRIE, ALL, **given) for generator in (eight_devices(), one_device()))
+    for items, wanted in zip(found, expected, strict=True):
+        assert_found(items, wanted)
 
 
 # ---------------------------------------------------------------------- several devices

@@ -66,8 +66,10 @@ def test_bias_is_the_table_at_the_bucket_of_each_pair(bidirectional, length):
     buckets = relative_buckets(positions, bidirectional=bidirectional, num_buckets=32, max_distance=128)
     expected = bias.rel_embedding[...][:, buckets]
     np.testing.assert_array_equal(bias(length)[0], expected)
-    for query in range(length):
-        np.testing.assert_array_equal(bias.row(jnp.array(query), length)[0, :, 0], expected[:, query])
+    for count in {1, (length + 1) // 2, length}:
+        for first in range(length - count + 1):
+            rows = bias.rows(jnp.array(first), count, length)
+            np.testing.assert_array_equal(rows[0], expected[:, first : first + count])
 
 
 def test_attend_by_hand():

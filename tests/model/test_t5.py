@@ -217,3 +217,100 @@ def test_decoding_by_steps_equals_decoding_at_once(scan_layers, tied):
     position, logits = by_steps(params)
     assert position == 7
     np.testing.assert_allclose(logits, forward(batch, config, params), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- from a prefix
+
+
+PREFIXES = [[5, 6, 7, 8], [], [9, 4]]  # of the three rows of random_batch
+
+
+def padded_on_the_left(lists, width):
+    return np.array([[0] * (width - len(tokens)) + tokens for tokens in lists], np.int32)
+
+
+def logits_alone(config, params, row, tokens):
+    """Of decoder inputs 0, *tokens after one row of random_batch, with no padding in them."""
+    batch = {
+        "encoder_input_tokens": random_batch()["encoder_input_tokens"][row : row + 1],
+        "decoder_input_tokens": np.array([[0, *tokens]]),
+    }
+    return forward(batch, config, params)[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "width"),
+    [({}, 4), ({}, 7), ({"scan_layers": True}, 4), ({"relative_bias_per_layer": True}, 4)],
+    ids=["unrolled", "padded further", "scanned", "bias of each layer"],
+)
+def test_steps_after_prefixes_of_different_lengths_are_those_of_each_prefix_alone(settings, width):
+    """Three tokens follow each prefix, which is padded on its left: to the longest, or further."""
+    config = dataclasses.replace(CONFIG, **settings)
+    params = random_params(config, 3)
+    tokens = random_batch()["encoder_input_tokens"]
+    following = np.random.default_rng(5).integers(2, 40, (3, 3))
+
+    @jax.jit
+    def decode(params, prefix):
+        model = bind(config, params)
+        cache = model.start_cache(model.encode(tokens), tokens, width + 4)
+        logits, cache = model.decode_prefix(prefix, cache)
+        found = [logits]
+        for t in range(3):
+            logits, cache = model.decode_step(following[:, t], cache)
+            found.append(logits)
+        return cache.step, jnp.stack(found, axis=1)
+
+    position, found = decode(params, padded_on_the_left(PREFIXES, width))
+    assert position == width + 4
+    for row, prefix in enumerate(PREFIXES):
+        expected = logits_alone(config, params, row, [*prefix, *following[row]])[-4:]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_prefix_is_the_first_step():
+    tokens = random_batch()["encoder_input_tokens"]
+
+    @jax.jit
+    def both(params):
+        model = bind(CONFIG, params)
+        cache = model.start_cache(model.encode(tokens), tokens, 2)
+        return model.decode_prefix(jnp.zeros((3, 0), jnp.int32), cache)[0], model.decode_step(np.zeros(3, int), cache)[
+            0
+        ]
+
+    np.testing.assert_allclose(*both(PARAMS), rtol=1e-5, atol=1e-5)
+
+
+def test_the_cache_hides_what_pads_a_prefix_and_nothing_after_it():
+    tokens = random_batch()["encoder_input_tokens"]
+
+    @jax.jit
+    def mask(params, prefix):
+        model = bind(CONFIG, params)
+        cache = model.start_cache(model.encode(tokens), tokens, 7)
+        return model.decode_prefix(prefix, cache)[1].past_mask[:, 0, 0]
+
+    found = mask(PARAMS, padded_on_the_left(PREFIXES, 4))
+    # The four of the padded prefix and before them its beginning; two more places.
+    assert found.astype(int).tolist() == [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"scan_layers": True}], ids=["unrolled", "scanned"])
+def test_targets_with_zeros_on_their_left_get_the_logits_of_those_without(settings):
+    """Two for each request; the last are zeros only, and begin at the last of these."""
+    config = dataclasses.replace(CONFIG, **settings)
+    params = random_params(config, 3)
+    tokens = random_batch()["encoder_input_tokens"]
+    targets = [[5, 6, 7, 8], [9], [], [4, 4, 4], [30, 31], [7, 0, 0]]  # the last has zeros after it too
+    inputs = padded_on_the_left([[0, *target] for target in targets], 6)
+
+    @jax.jit
+    def decode(params):
+        model = bind(config, params)
+        return model.decode_all(inputs, model.start_cache(model.encode(tokens), tokens, 1))
+
+    found = decode(params)
+    for row, target in enumerate(targets):
+        expected = logits_alone(config, params, row // 2, target)
+        np.testing.assert_allclose(found[row, -len(expected) :], expected, rtol=1e-4, atol=1e-4)
