@@ -6,15 +6,38 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from t5x_lite.data.sources import Row, Source, Tfds
+from t5x_lite.data.sources import Row, Source
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError, nearest
 
 MAX_FEW_SHOT = 5
 
+_ASKED_WITH = ("prefix", "denied", "allowed")
+
 # How often another exemplar is looked for before the train split is said to have none left.
 _ATTEMPTS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The answer is the likeliest of these texts; metrics get the probability of each as a prediction's score.
+
+    A row may have `prefix`, text that the decoder is given before it.
+    """
+
+    texts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BestItems:
+    """The answer is a list of the `count` best items of the run's catalogue, best first.
+
+    Rows of what is not trained on have `prefix`, text that the decoder is given, `denied`, numbers of items that must
+    not come, and perhaps `allowed`, of those that may.
+    """
+
+    count: int = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +50,7 @@ class Instructions:
     few_shot: int = 0
     renderings_per_row: int | None = None
     answers_field: str | None = None
+    answer_with: Labels | BestItems | None = None
 
     def render(self, split: str) -> Iterator[dict[str, Any]]:
         """Rendered examples: rows x seen wordings of 'train', rows x all wordings of any other split."""
@@ -41,6 +65,7 @@ class Instructions:
                     "template": template.name,
                     "template_split": template.split,
                     "answers": self._answers(row, targets),
+                    **{name: row[name] for name in _ASKED_WITH if name in row},
                 }
 
     def tokenize(
@@ -85,8 +110,8 @@ class Instructions:
             raise UserError(f"{where}: few_shot is {self.few_shot}; it must be 0 to {MAX_FEW_SHOT}")
         if self.renderings_per_row is not None and self.renderings_per_row < 1:
             raise UserError(f"{where}: renderings_per_row is {self.renderings_per_row}; at least 1, or None for all")
-        if isinstance(self.source, Tfds):
-            return  # reading a row would download the set
+        if self.source.costly:
+            return
         first = next(iter(self.source.rows("train")), None)
         if first is None:
             raise UserError(f"{where}: its train split has no rows")

@@ -6,14 +6,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from t5x_lite.data.instructions import Instructions
+from t5x_lite.data.instructions import BestItems, Instructions, Labels
 from t5x_lite.data.sources import Source
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.data.vocabularies import Vocabulary
@@ -32,18 +32,22 @@ def register_task(
     few_shot: int = 0,
     renderings_per_row: int | None = None,
     answers_field: str | None = None,
+    answer_with: Labels | BestItems | None = None,
 ) -> seqio.Task:
     """Registers a source x its templates as the SeqIO task `name`.
 
     'train' has each row in its seen wordings (`renderings_per_row` of them, default all), every other split each
     row in all wordings. `few_shot` examples of the train split stand before each, never the row itself. Metrics
-    compare with the row's `answers_field`, a list of acceptable answers, or with the rendered target. Features are
-    declared with bytes as vocabulary; a run puts its own in (`with_vocabulary`).
+    compare with the row's `answers_field`, a list of acceptable answers, or with the rendered target. The model answers
+    in text of its own, or as `answer_with` says. Features are declared with bytes as vocabulary; a run puts its own
+    in (`with_vocabulary`).
 
     Raises UserError for a name that is taken, templates that repeat a name or lack a seen one, a field that rows
     in memory lack, and numbers out of range.
     """
-    instructions = Instructions(name, source, tuple(templates), few_shot, renderings_per_row, answers_field)
+    instructions = Instructions(
+        name, source, tuple(templates), few_shot, renderings_per_row, answers_field, answer_with
+    )
     instructions.check()
     if name in seqio.TaskRegistry.names():
         raise UserError(f"task {name!r} is registered already, by {_module_of(name)}; choose another name")
@@ -70,30 +74,37 @@ def register_mixture(
     name: str,
     tasks: Sequence[str],
     *,
-    rates: str = "proportional",
+    rates: str | Mapping[str, float] = "proportional",
     cap: int | None = None,
     temperature: float = 1.0,
 ) -> seqio.Mixture:
     """Registers tasks and mixtures under one name, each drawn from at a rate.
 
-    'equal'; 'proportional' to the number of examples, at most `cap` counting (FLAN's rule); 'temperature': the same
-    to the power of 1/temperature (mT5). Raises UserError for an unknown task or rule.
+    A mapping of names to rates; or 'equal'; 'proportional' to the number of examples, at most `cap` counting (FLAN's
+    rule); 'temperature': the same to the power of 1/temperature (mT5). Raises UserError for an unknown task or rule.
     """
-    rules: dict[str, Callable[[seqio.Task], float] | float] = {
-        "equal": 1.0,
+    rules: dict[str, Callable[[seqio.Task], float] | None] = {
+        "equal": None,
         "proportional": lambda task: min(num_examples(task, "train"), cap or sys.maxsize),
         "temperature": lambda task: min(num_examples(task, "train"), cap or sys.maxsize) ** (1.0 / temperature),
     }
-    if rates not in rules:
+    if isinstance(rates, str) and rates not in rules:
         raise UserError(f"mixture {name!r}: rates {rates!r}{nearest(rates, rules)}; one of {', '.join(rules)}")
     if temperature <= 0 or (cap is not None and cap < 1):
         raise UserError(f"mixture {name!r}: temperature {temperature} and cap {cap} must be positive")
     members = [get_mixture_or_task(task) for task in tasks]
     if name in seqio.MixtureRegistry.names():
         raise UserError(f"mixture {name!r} is registered already, by {_module_of(name)}; choose another name")
-    if rates != "equal":  # SeqIO has no rule for a mixture's size: its tasks count one by one
+    if not isinstance(rates, str):
+        without = next((task for task in tasks if task not in rates), None)
+        if without is not None:
+            raise UserError(f"mixture {name!r} has no rate for {without!r}{nearest(without, rates)}; give it one")
+        mixture = seqio.MixtureRegistry.add(name, [(task, rates[task]) for task in tasks])
+    elif rates == "equal":
+        mixture = seqio.MixtureRegistry.add(name, list(tasks), default_rate=1.0)
+    else:  # SeqIO has no rule for a mixture's size: its tasks count one by one
         tasks = sorted({task.name for member in members for task in tasks_and_rates(member)[0]})
-    mixture = seqio.MixtureRegistry.add(name, list(tasks), default_rate=rules[rates])
+        mixture = seqio.MixtureRegistry.add(name, list(tasks), default_rate=rules[rates])
     _MODULES[name] = _caller()
     return mixture
 

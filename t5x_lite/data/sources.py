@@ -14,7 +14,12 @@ Row = Mapping[str, Any]
 
 
 class Source:
-    """Rows in named splits. Subclasses read them in a fixed order; sharding and shuffling are the same for all."""
+    """Rows in named splits. Subclasses read them in a fixed order; sharding and shuffling are the same for all.
+
+    Of a `costly` source no row is read before training or evaluation asks for it: it may have to be downloaded.
+    """
+
+    costly = False
 
     def __init__(self, splits: Iterable[str]):
         self.splits = tuple(splits)
@@ -44,9 +49,10 @@ class Source:
 class Rows(Source):
     """Rows made in Python: for each split a list of dicts, or a function that returns one."""
 
-    def __init__(self, splits: Mapping[str, Sequence[Row] | Callable[[], Iterable[Row]]]):
+    def __init__(self, splits: Mapping[str, Sequence[Row] | Callable[[], Iterable[Row]]], costly: bool = False):
         super().__init__(splits)
         self._rows = splits
+        self.costly = costly
 
     def read(self, split: str) -> Iterable[Row]:
         rows = self._rows[split]
@@ -117,6 +123,8 @@ class Tfds(Source):
 
     `splits` maps our split names to TFDS's; `fields` turns an example (numpy values) into a row.
     """
+
+    costly = True
 
     def __init__(self, name: str, splits: Mapping[str, str], fields: Callable[[Mapping[str, Any]], Row]):
         super().__init__(splits)

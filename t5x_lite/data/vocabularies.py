@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import tempfile
 import unicodedata
@@ -15,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from t5x_lite.errors import UserError
+from t5x_lite.files import cache_folder, write_whole
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 LOST_SHARE_WARNED = 0.01  # of the characters; more than this is said aloud
@@ -60,9 +60,7 @@ class Vocabulary:
         sentinels = [f"<extra_id_{n}>" for n in range(extra_ids)]
         whole = [*(reversed(sentinels) if model else sentinels), *self.added]
         self.whole_tokens = {token: self._num_pieces + n for n, token in enumerate(whole)}
-        # The longest token first, so that item_12 is not read as item_1 and a 2.
-        longest_first = sorted(whole, key=len, reverse=True)
-        self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if whole else None
+        self._splitter = _splitter(whole) if whole else None
 
     @property
     def _num_pieces(self) -> int:
@@ -167,7 +165,7 @@ class Vocabulary:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.model:
-            _write_whole(folder / _MODEL_FILE, self.model)
+            write_whole(folder / _MODEL_FILE, self.model)
         description = {
             "kind": self.kind,
             "extra_ids": self.extra_ids,
@@ -175,7 +173,7 @@ class Vocabulary:
             "bytes": self.model is None,
             "sha256": self.sha256,
         }
-        _write_whole(folder / _DESCRIPTION_FILE, json.dumps(description).encode())
+        write_whole(folder / _DESCRIPTION_FILE, json.dumps(description).encode())
 
     def to_seqio(self):
         """The same vocabulary as SeqIO's tasks want it, added tokens as so many ids more; imports TensorFlow."""
@@ -184,10 +182,36 @@ class Vocabulary:
         extra_ids = self.extra_ids + len(self.added)
         if self.model is None:
             return seqio.ByteVocabulary(extra_ids=extra_ids)
-        path = _cache_folder() / f"{hashlib.sha256(self.model).hexdigest()}.model"
+        path = cache_folder("vocabularies") / f"{hashlib.sha256(self.model).hexdigest()}.model"
         if not path.exists():
-            _write_whole(path, self.model)
+            write_whole(path, self.model)
         return seqio.SentencePieceVocabulary(str(path), extra_ids=extra_ids)
+
+
+def _splitter(tokens: Sequence[str]) -> re.Pattern:
+    """Finds the longest of `tokens` at a place, by one step a character, however many they are."""
+    tree: dict = {}
+    for token in tokens:
+        node = tree
+        for character in token:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def pattern(node: dict) -> str:
+        ends = "" in node
+        branches = []
+        for character, below in node.items():
+            if character:
+                text, rest = character, below
+                while len(rest) == 1 and "" not in rest:  # a chain needs no group
+                    ((more, rest),) = rest.items()
+                    text += more
+                branches.append(re.escape(text) + (pattern(rest) if rest != {"": {}} else ""))
+        if not branches:
+            return ""
+        return f"(?:{'|'.join(branches)}){'?' if ends else ''}"
+
+    return re.compile(f"({pattern(tree)})")
 
 
 def load(folder: str | Path) -> Vocabulary:
@@ -236,7 +260,7 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
     }
     versions = [sentencepiece.__version__, unicodedata.unidata_version, "folds what the texts do not have"]
     digest = hashlib.sha256(json.dumps([settings, versions, lines]).encode()).hexdigest()
-    cached = _cache_folder() / f"trained-{digest}.model"
+    cached = cache_folder("vocabularies") / f"trained-{digest}.model"
     if not cached.exists():
         model = io.BytesIO()
         try:
@@ -253,7 +277,7 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
         except (RuntimeError, OSError) as error:
             reason = re.sub(r"\s+", " ", str(error))
             raise UserError(f"VOCABULARY_SIZE {size}: SentencePiece cannot make it: {reason}") from None
-        _write_whole(cached, _without_path(model.getvalue()))
+        write_whole(cached, _without_path(model.getvalue()))
     return Vocabulary("trained", cached.read_bytes())
 
 
@@ -311,16 +335,3 @@ def read_model(path: Path) -> bytes:
     if found != (PAD_ID, EOS_ID, UNK_ID):
         raise UserError(f"VOCABULARY {str(path)!r} has pad, eos, unk ids {found}; T5's are {(PAD_ID, EOS_ID, UNK_ID)}")
     return model
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "t5x_lite" / "vocabularies"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
-from t5x_lite.data.instructions import Instructions
+from t5x_lite.data.instructions import BestItems, Instructions
 from t5x_lite.data.sources import Rows
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.errors import UserError
@@ -78,6 +78,25 @@ def test_answers_are_the_targets_or_a_field():
     assert [e["answers"] for e in instructions(answers_field="all").render("test")][3] == ["1", "-1"]
 
 
+def test_what_a_question_is_asked_with_goes_along():
+    """And nothing else of the row."""
+    rows = [
+        {"n": 0, "all": [0], "prefix": "0!", "denied": [3, 4]},
+        {"n": 1, "all": [1], "prefix": "", "denied": (), "allowed": [1, 2]},
+        {"n": 2, "all": [2]},
+    ]
+    made = Instructions("numbers", Rows({"train": rows}), TEMPLATES[:1], answer_with=BestItems())
+    plain = {"inputs", "targets", "template", "template_split", "answers"}
+    rendered = list(made.render("train"))
+    assert [{key: value for key, value in example.items() if key not in plain} for example in rendered] == [
+        {"prefix": "0!", "denied": [3, 4]},
+        {"prefix": "", "denied": (), "allowed": [1, 2]},
+        {},
+    ]
+    tokenized = made.tokenize(rendered[1], vocabularies.byte(), {"inputs": 9, "targets": 9})
+    assert (tokenized["prefix"], tokenized["denied"], tokenized["allowed"]) == ("", (), [1, 2])
+
+
 def test_tokens_are_cut_before_the_end_of_sequence():
     example = {"inputs": "abcdef", "targets": "a", "template": "plain"}
     made = instructions().tokenize(example, vocabularies.byte(), {"inputs": 4, "targets": 4})
@@ -107,6 +126,17 @@ def test_what_cannot_be_rendered_is_said(settings, message):
     with pytest.raises(UserError, match="task 'numbers'") as error:
         instructions(**settings).check()
     assert message in str(error.value)
+
+
+def test_a_costly_source_is_not_read_to_be_checked():
+    def download():
+        raise AssertionError("read")
+
+    Instructions("numbers", Rows({"train": download}, costly=True), TEMPLATES).check()
+    with pytest.raises(AssertionError, match="read"):
+        Instructions("numbers", Rows({"train": download}), TEMPLATES).check()
+    with pytest.raises(UserError, match="few_shot is 6"):  # what needs no row is checked
+        Instructions("numbers", Rows({"train": download}, costly=True), TEMPLATES, few_shot=6).check()
 
 
 def test_a_source_without_train_is_refused():

@@ -3,6 +3,7 @@ import seqio
 import tensorflow as tf
 
 from t5x_lite.data import registry, vocabularies
+from t5x_lite.data.instructions import BestItems, Labels
 from t5x_lite.data.metrics import classification, exact_match
 from t5x_lite.data.sources import Rows, Tfds
 from t5x_lite.errors import UserError
@@ -77,6 +78,34 @@ def test_registering_a_tfds_set_reads_nothing(new_name, capitals):
     assert task.splits == ("train",)
 
 
+def test_registering_a_costly_source_reads_nothing(new_name, capitals, rows):
+    read = []
+
+    def download():
+        read.append(True)
+        return rows
+
+    source = Rows({"train": download, "validation": rows}, costly=True)
+    task = registry.register_task(new_name(), source, capitals, metrics=[])
+    mixture = registry.register_mixture(new_name("mixture"), [task.name], rates={task.name: 2.0})
+    assert registry.tasks_and_rates(mixture)[1] == (1.0,)
+    assert read == []
+    assert list(registry.texts(task, "train"))[:2] == ["Capital of Japan?", "Tokyo"]
+    assert read == [True]
+
+
+@pytest.mark.parametrize("way", [None, Labels(("Tokyo", "Lima")), BestItems(3)], ids=str)
+def test_a_task_says_how_it_is_answered(new_task, rows, way):
+    """What its questions are asked with is ours; SeqIO's datasets are as ever."""
+    task = new_task(rows=[row | {"prefix": "", "denied": [1]} for row in rows], answer_with=way)
+    assert registry.instructions_of(task).answer_with == way
+    (example, *_) = task.get_dataset(None, split="train", shuffle=False).as_numpy_iterator()
+    assert set(example) == {
+        *("inputs", "targets", "inputs_pretokenized", "targets_pretokenized"),
+        *("template", "template_split", "answers"),
+    }
+
+
 def test_rates_of_mixtures(new_task, new_name):
     small, large = new_task(), new_task(rows=[{"country": f"c{i}", "capital": "x"} for i in range(8)])
     for settings, rates in [
@@ -84,11 +113,22 @@ def test_rates_of_mixtures(new_task, new_name):
         ({"rates": "proportional"}, (2 / 10, 8 / 10)),
         ({"rates": "proportional", "cap": 4}, (2 / 6, 4 / 6)),
         ({"rates": "temperature", "temperature": 2.0}, (1 / 3, 2 / 3)),
+        ({"rates": {small.name: 3.0, large.name: 1.0}}, (3 / 4, 1 / 4)),
     ]:
         mixture = registry.register_mixture(new_name("mixture"), [small.name, large.name], **settings)
         tasks, found = registry.tasks_and_rates(mixture)
         assert dict(zip(tasks, found, strict=True)) == pytest.approx({small: rates[0], large: rates[1]})
     assert registry.tasks_and_rates(small) == ((small,), (1.0,))
+
+
+def test_a_mixture_in_a_mixture_has_one_rate(new_task, new_name):
+    """Its tasks share it by their own rates."""
+    first, second, third = new_task(), new_task(), new_task()
+    inner = registry.register_mixture(new_name("mixture"), [first.name, second.name], rates="equal")
+    rates = {inner.name: 6.0, third.name: 2.0}
+    outer = registry.register_mixture(new_name("mixture"), list(rates), rates=rates)
+    tasks, found = registry.tasks_and_rates(outer)
+    assert dict(zip(tasks, found, strict=True)) == pytest.approx({first: 3 / 8, second: 3 / 8, third: 2 / 8})
 
 
 def test_mixtures_of_mixtures_and_of_other_peoples_tasks(new_native_task, new_task, new_name):
@@ -105,6 +145,7 @@ def test_mixtures_of_mixtures_and_of_other_peoples_tasks(new_native_task, new_ta
         ({"rates": "propotional"}, "nearest: 'proportional'"),
         ({"temperature": 0}, "must be positive"),
         ({"tasks": ["no_such_task"]}, "no task or mixture 'no_such_task'"),
+        ({"rates": {"another_task": 1.0}}, "has no rate for 'task_"),
     ],
 )
 def test_bad_mixtures_are_said(settings, message, new_task, new_name):

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+import timeit
 import unicodedata
 
 import pytest
@@ -208,6 +210,32 @@ def test_ids_of_whole_tokens_follow_those_of_the_text(plain, whole):
 def test_the_longest_token_is_taken(whole):
     item_1, item_12, tagged_1, tagged_12 = range(whole.size - 4, whole.size)
     assert whole.encode("item_12item_1<item_12><item_1>item_1") == [item_12, item_1, tagged_12, tagged_1, item_1]
+
+
+MARKS = st.text("ab<_1.(|日", min_size=1, max_size=5)  # some of them mean something in a pattern
+
+
+@given(st.lists(MARKS, min_size=1, max_size=12, unique=True), st.lists(MARKS, max_size=12).map("".join))
+def test_text_is_split_as_by_trying_the_longest_token_first(tokens, text):
+    longest_first = sorted(tokens, key=len, reverse=True)
+    expected = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    assert vocabularies._splitter(tokens).split(text) == expected
+
+
+def test_a_token_that_begins_as_a_longer_one_is_found_where_that_one_breaks_off():
+    split = vocabularies._splitter(["<i>", "<i><j><k>", "<j>", "abc", "a"]).split
+    assert [part for part in split("<i><j><x>abab") if part] == ["<i>", "<j>", "<x>", "a", "b", "a", "b"]
+
+
+def test_many_tokens_cost_no_more_than_a_few():
+    """As a list of alternatives, the last of 20,000 items costs a thousand times what it costs among 20."""
+    times = []
+    for count in (20, 20_000):
+        splitter = vocabularies._splitter([f"<item_{n}>" for n in range(count)])
+        text = f"<item_{count - 1}>" * 300
+        assert [part for part in splitter.split(text) if part] == [f"<item_{count - 1}>"] * 300
+        times.append(min(timeit.repeat(lambda: splitter.split(text), number=3, repeat=5)))  # noqa: B023
+    assert times[1] < 30 * times[0]
 
 
 @pytest.mark.parametrize("text", ["<extra_id_3>", "Tokyo<extra_id_01>Lima", "<extra_id_>a", "item_2", "<item_>"])

@@ -1,0 +1,19 @@
+"""Files that are whole or not there, and where those are kept that a machine can make or download again."""
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that no reader sees before it is complete, also where several processes write it at once."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache, made if it is not there: $XDG_CACHE_HOME, or ~/.cache, then t5x_lite/`name`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "t5x_lite" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,1 @@
+"""Recommendation of items of a catalogue: data, splits, and how items are named to the model."""

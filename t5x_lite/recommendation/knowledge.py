@@ -1,0 +1,151 @@
+"""What a recommender knows beside its weights: `items/` of a run folder."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from t5x_lite.errors import UserError, first_words, nearest
+from t5x_lite.recommendation.catalogue import ITEMS_FILE, Catalogue
+from t5x_lite.recommendation.index import INDEX_FILE, ItemIndex
+
+FOLDER = "items"
+_HISTORIES_FILE = "histories.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Knowledge:
+    """N items and their texts, and U users with all that they took, oldest first; `ratings` where there are any.
+
+    `recent` is how many of a history's last items the decoder is given as its prefix, `longest` how many of the ones
+    before those the encoder reads. `prompts` are the wordings with the field `history`, `interests`, or both (the
+    names then joined by '+') that the model was trained on.
+    """
+
+    catalogue: Catalogue
+    index: ItemIndex
+    users: tuple[str, ...]
+    histories: Sequence[Int32[np.ndarray, "L"]]
+    ratings: Sequence[Float32[np.ndarray, "L"]] | None
+    recent: int
+    longest: int
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def number_of_user(self) -> dict[str, int]:
+        return {user: number for number, user in enumerate(self.users)}
+
+    def user(self, id: str) -> int:
+        """The number of a user; UserError, with the nearest id, where there is none."""
+        if id not in self.number_of_user:
+            raise UserError(f"user {id!r} is not among the {len(self.users)} of this run{nearest(str(id), self.users)}")
+        return self.number_of_user[id]
+
+    @functools.cached_property
+    def popularity(self) -> Int64[np.ndarray, "N"]:
+        """How often each item was taken."""
+        taken = np.concatenate([*self.histories, np.zeros(0, np.int32)])
+        return np.bincount(taken, minlength=len(self.catalogue))
+
+    def text(self, items: Sequence[int]) -> str:
+        """Items as a prompt has them: tokens without anything between, titles as a list; 'nothing' for none."""
+        between = "; " if self.index.kind == "title" else ""
+        return between.join(self.index.texts[item] for item in items) or "nothing"
+
+    def prompt(self, history: Sequence[int], interests: str) -> tuple[str, str]:
+        """What is asked, and the text that the decoder is given, of a history, of stated interests, or of both.
+
+        UserError where the run was not trained on such.
+        """
+        fields = {"history": self.text(history[-self.longest :]), "interests": interests}
+        given = [field for field, has in (("history", len(history)), ("interests", interests)) if has]
+        name = "+".join(given) or "history"  # of nothing
+        if name not in self.prompts:
+            raise UserError(f"this run knows no prompts of {name}; it has those of {', '.join(self.prompts) or 'none'}")
+        prefix = ""
+        if name == "history":
+            older, prefix = self.parted(history)
+            fields["history"] = self.text(older[-self.longest :])
+        return self.prompts[name].format_map(fields), prefix
+
+    def read(self, interests: str) -> int:
+        """How many of a history's last items the model reads, where interests are stated or not."""
+        return self.longest + (0 if interests else self.recent)
+
+    def cut(self, history: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """What of a history the encoder may read, and its last items, which the decoder is given."""
+        place = max(len(history) - self.recent, 0)
+        return history[:place], history[place:]
+
+    def parted(self, history: Sequence[int]) -> tuple[Sequence[int], str]:
+        """As `cut`, with the decoder's part as text; '' for none."""
+        older, recent = self.cut(history)
+        return older, self.text(recent) if len(recent) else ""
+
+    @property
+    def sha256(self) -> str:
+        """Of items, texts and histories."""
+        digest = hashlib.sha256(self.index.sha256.encode())
+        described = [self.catalogue.ids, self.catalogue.titles, sorted(self.catalogue.attributes.items()), self.users]
+        digest.update(json.dumps([*described, self.recent, self.longest, sorted(self.prompts.items())]).encode())
+        for history in self.histories:
+            digest.update(np.asarray(history, np.int32).tobytes() + b"|")
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes items.csv, the index, and histories.npz, which is looked for first, as the last."""
+        folder = Path(folder)
+        self.catalogue.save(folder)
+        self.index.save(folder)
+        arrays = {
+            "users": np.frombuffer(json.dumps(self.users).encode(), np.uint8),
+            "items": np.concatenate([*self.histories, np.zeros(0, np.int32)]),
+            "lengths": np.array([len(history) for history in self.histories], np.int64),
+            "sizes": np.array([self.recent, self.longest]),
+            "prompts": np.frombuffer(json.dumps(dict(self.prompts)).encode(), np.uint8),
+        }
+        if self.ratings is not None:
+            arrays["ratings"] = np.concatenate([*self.ratings, np.zeros(0, np.float32)])
+        unfinished = folder / f"{_HISTORIES_FILE}.{os.getpid()}.tmp"
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        unfinished.replace(folder / _HISTORIES_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Knowledge":
+        """Reads `items/` of a run folder; UserError where it is missing or damaged."""
+        folder = Path(folder)
+        try:
+            with np.load(folder / _HISTORIES_FILE, allow_pickle=False) as arrays:
+                users = tuple(json.loads(arrays["users"].tobytes()))
+                ends = np.cumsum(arrays["lengths"])[:-1]
+                histories = np.split(arrays["items"], ends)[: len(users)]
+                ratings = np.split(arrays["ratings"], ends)[: len(users)] if "ratings" in arrays else None
+                recent, longest = arrays["sizes"].tolist()
+                prompts = json.loads(arrays["prompts"].tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"{folder}: no readable {_HISTORIES_FILE} ({first_words(error)}); is it a run of gin/recommend.gin?"
+            ) from None
+        catalogue, index = Catalogue.load(folder), ItemIndex.load(folder)
+        if len(catalogue) != len(index):
+            raise UserError(
+                f"{folder}: {ITEMS_FILE} has {len(catalogue)} items and {INDEX_FILE} {len(index)}; restore them from a "
+                "copy of the run"
+            )
+        return cls(catalogue, index, users, histories, ratings, recent, longest, prompts)
+
+    @classmethod
+    def load_run(cls, model_dir: str) -> "Knowledge":
+        """Of a run folder; UserError for one that does not recommend."""
+        if not (Path(model_dir) / FOLDER).is_dir():
+            raise UserError(f"{model_dir!r} has no {FOLDER}/: it is no run that recommends, as gin/recommend.gin is")
+        return cls.load(Path(model_dir) / FOLDER)
