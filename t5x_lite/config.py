@@ -318,6 +318,7 @@ def _register() -> None:
     """Gives gin the framework's names; here, so that the rooms themselves need no gin."""
     from t5x_lite.model import Lora, T5Config
     from t5x_lite.partitioning import make_partitioner
+    from t5x_lite.recommendation.data import recommendation_data
     from t5x_lite.training import optimizers
     from t5x_lite.training.run import TrainConfig
     from t5x_lite.training.schedules import learning_rate
@@ -327,6 +328,7 @@ def _register() -> None:
     register("Lora", Lora)
     register("Partitioner", make_partitioner)
     register("learning_rate", learning_rate)
+    register("recommendation_data", recommendation_data)
     register("adafactor", optimizers.adafactor)
     register("adamw", optimizers.adamw)
     register("adamw_rms_scaled", optimizers.adamw_rms_scaled)

@@ -14,11 +14,14 @@ import numpy as np
 
 from t5x_lite import interop
 from t5x_lite.checkpoints import Checkpoints
+from t5x_lite.data.instructions import BestItems, Labels
 from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.generator import Generator
 from t5x_lite.decoding.options import Decoding
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, nearest
+from t5x_lite.recommendation import comparison
+from t5x_lite.recommendation.recommender import Recommender
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, prepare
 
@@ -59,16 +62,89 @@ def evaluate_run(
     return results
 
 
+def compare_recommenders(config: TrainConfig, results: dict[str, Any], *, sasrec: bool, lists_file: str | None) -> str:
+    """Adds "recommendation" to a run's results, and returns the table that compares it with others.
+
+    UserError for a run that does not recommend, and a split that is no part of its data.
+    """
+    if config.items is None:
+        raise UserError("--sasrec and --recs_out are for runs that recommend; this one has ITEMS = None")
+    parts, part = ("validation", "test"), results["split"]
+    if part not in parts:
+        raise UserError(f"--split {part!r}{nearest(part, parts)}; users' held-out items are in {', '.join(parts)}")
+    found = comparison.compare(Recommender.load(config.model_dir, results["step"]), config.items, part, sasrec=sasrec)
+    write_results(config.model_dir, results | {"recommendation": found.rows})
+    if lists_file:
+        comparison.write_lists(lists_file, found, config.items)
+    return comparison.table(found)
+
+
 def evaluate(run: Run, generator: Generator, eval_sets: Sequence[EvalSet], step: int, split: str) -> dict[str, Any]:
     """Scores every set; see `summarize` for the shape of what comes back."""
     tasks = {}
     samples: list[dict] = []
     for examples in eval_sets:
-        predictions, scores = predict(run, generator, examples)
+        predictions, scores = answer(run, generator, examples)
         likelihoods = target_scores(generator, examples)
         tasks[examples.task.name] = score_task(examples, predictions, scores, likelihoods)
         samples += pick_samples(examples, predictions)
     return {"step": step, "split": split, "tasks": tasks, "overall": overall(tasks), "samples": samples}
+
+
+def answer(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any], list[Any]]:
+    """The prediction of each example and its score: a number, or of labels the probability of each."""
+    way = answer_with(examples.task)
+    if isinstance(way, Labels):
+        return choose_labels(run, generator, examples, way)
+    if isinstance(way, BestItems):
+        return find_items(run, generator, examples, way)
+    return predict(run, generator, examples)
+
+
+def answer_with(task) -> Labels | BestItems | None:
+    from t5x_lite.data import registry  # imports TensorFlow
+
+    instructions = registry.instructions_of(task)
+    return instructions.answer_with if instructions else None
+
+
+def choose_labels(
+    run: Run, generator: Generator, examples: EvalSet, labels: Labels
+) -> tuple[list[str], list[list[float]]]:
+    """The likeliest label of each example, and the probability of each label, of which one it must be.
+
+    An example's `prefix` comes before the label. Labels end, or one could be the beginning of another; but where any
+    example has a prefix, more follows them in training, and their end is not scored.
+    """
+    vocabulary, count = run.vocabulary, len(labels.texts)
+    written = [vocabulary.encode(text) for text in labels.texts]
+    prefixes = [vocabulary.encode(example.get("prefix", "")) for example in examples.examples]
+    if not any(prefixes):
+        written = [[*label, vocabulary.eos_id] for label in written]
+    inputs = [tokens for tokens in examples.inputs for _ in written]
+    found = generator.score(inputs, [[*prefix, *label] for prefix in prefixes for label in written])
+    lengths = [len(label) for label in written] * len(prefixes)
+    totals = np.array([sum(s[-n:]) for s, n in zip(found, lengths, strict=True)]).reshape(-1, count)
+    weights = np.exp(totals - totals.max(axis=1, keepdims=True))
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    return [labels.texts[row.argmax()] for row in totals], probabilities.tolist()
+
+
+def find_items(
+    run: Run, generator: Generator, examples: EvalSet, best: BestItems
+) -> tuple[list[list[str]], list[list[float]]]:
+    """The texts of the best items of the run's catalogue for each example, and their log-probabilities."""
+    index = run.knowledge.index
+    found = generator.search(
+        examples.inputs,
+        run.trie,
+        Decoding(max_tokens=run.lengths["targets"], beams=best.count, n_best=best.count),
+        prefixes=[run.vocabulary.encode(example.get("prefix", "")) for example in examples.examples],
+        deny=[example.get("denied", ()) for example in examples.examples],
+        allow=[example.get("allowed") for example in examples.examples],
+    )
+    texts = [[index.texts[each.item] for each in items] for items in found]
+    return texts, [[each.score for each in items] for items in found]
 
 
 def predict(run: Run, generator: Generator, examples: EvalSet) -> tuple[list[Any], list[float]]:
@@ -90,7 +166,7 @@ def target_scores(generator: Generator, examples: EvalSet) -> list[float]:
 
 
 def score_task(
-    examples: EvalSet, predictions: Sequence[Any], scores: Sequence[float], likelihoods: Sequence[float]
+    examples: EvalSet, predictions: Sequence[Any], scores: Sequence[Any], likelihoods: Sequence[float]
 ) -> dict[str, Any]:
     """{"metrics", "examples", "signatures", "templates": {name: {"split", "metrics", "examples"}}, "summary"}.
 
@@ -170,9 +246,10 @@ def flat(results: Mapping[str, Any]) -> Scores:
 def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
     """A few wrong and a few right predictions of a task, unseen templates first."""
     accepted = [answers if isinstance(answers, list) else [answers] for answers in examples.answers]
+    given = [prediction if isinstance(prediction, list) else [prediction] for prediction in predictions]
     correct = [
-        normalize_answer(str(prediction)) in [normalize_answer(str(answer)) for answer in answers]
-        for prediction, answers in zip(predictions, accepted, strict=True)
+        not {normalize_answer(str(each)) for each in one}.isdisjoint(normalize_answer(str(each)) for each in answers)
+        for one, answers in zip(given, accepted, strict=True)
     ]
     order = sorted(range(len(predictions)), key=lambda i: (examples.template_splits[i] == "seen", i))
     wrong = [i for i in order if not correct[i]][: _SAMPLES_PER_TASK // 2]
@@ -184,7 +261,7 @@ def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
             "template_split": examples.template_splits[i],
             "inputs": examples.texts[i],
             "targets": " | ".join(map(str, accepted[i])),
-            "prediction": str(predictions[i]),
+            "prediction": " | ".join(map(str, given[i])),
             "correct": correct[i],
         }
         for i in wrong + right

@@ -112,6 +112,8 @@ def write_run_folder(run: Run) -> None:
     model_dir = run.config.model_dir
     os.makedirs(model_dir, exist_ok=True)
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
+    if run.config.items:
+        run.knowledge.save(os.path.join(model_dir, "items"))
     gin_config.write_config(model_dir)
     write_manifest(model_dir, run.manifest())
 

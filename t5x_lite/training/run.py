@@ -1,10 +1,13 @@
 """A run: what gin asked for, and everything that is built from it before the first step."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
+import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,16 +17,23 @@ import optax
 from t5x_lite import interop, run_folder
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data import vocabularies
+from t5x_lite.data.instructions import BestItems
+from t5x_lite.decoding.trie import Trie, build_trie
 from t5x_lite.errors import UserError
 from t5x_lite.interop import Source
+from t5x_lite.interop.growth import NewTokens, grown
 from t5x_lite.interop.hugging_face import HuggingFaceSource
 from t5x_lite.model import T5Config, abstract_params
 from t5x_lite.model.config import ARCHITECTURE_SIZES
 from t5x_lite.model.lora import is_adapter
 from t5x_lite.model.names import named
 from t5x_lite.partitioning import VOCAB_MULTIPLE, Partitioner, bytes_per_device, sharding_table
+from t5x_lite.recommendation.data import RecommendationData
+from t5x_lite.recommendation.knowledge import Knowledge
 from t5x_lite.training.state import Params, TrainState
 from t5x_lite.training.trainable import ADAPTERS_ONLY, Rules, trained_names
+
+_TEXTS_ABOUT_ITEMS = 40_000  # of a task; without the items in them, the texts of a catalogue repeat themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +55,7 @@ class TrainConfig:
     initial_checkpoint_path: str | None = None
     assignment_map: list | None = None
     trainable: list | None = None
+    items: RecommendationData | None = None
     microbatches: int = 1
     pack: bool = True
     z_loss: float = 1e-4
@@ -100,6 +111,20 @@ class Run:
     templates_sha256: str
     resuming: bool
 
+    @functools.cached_property
+    def knowledge(self) -> Knowledge:
+        """Of a run that recommends. Raises UserError for one that does not."""
+        if self.config.items is None:
+            raise UserError(
+                f"{self.config.mixture_or_task_name!r} recommends items, and ITEMS is None: set it to "
+                "@recommendation_data()"
+            )
+        return dataclasses.replace(self.config.items.knowledge, prompts=_prompts(self.tasks))
+
+    @functools.cached_property
+    def trie(self) -> Trie:
+        return build_trie(self.knowledge.index.sequences(self.vocabulary))
+
     @property
     def lengths(self) -> dict[str, int]:
         return dict(self.config.task_feature_lengths)
@@ -125,6 +150,8 @@ class Run:
             "best_metric": self.config.best_metric,
             "templates_sha256": self.templates_sha256,
         }
+        if self.config.items:
+            manifest["items_sha256"] = self.knowledge.sha256
         if self.source:
             manifest["hugging_face"] = self.source.hugging_face
             if not self.trains_all:
@@ -156,6 +183,7 @@ def prepare(config: TrainConfig) -> Run:
     begins = not resuming or Checkpoints(config.model_dir).latest_step() is None
     if config.initial_checkpoint_path and (partial or begins):
         source = interop.open_source(config.initial_checkpoint_path)
+        source = _with_items(source, config.items.knowledge) if config.items else source
     if resuming:
         vocabulary = vocabularies.load(os.path.join(config.model_dir, "vocabulary"))
         vocab_size = run_folder.read_manifest(config.model_dir)["model"]["vocab_size"]
@@ -195,15 +223,31 @@ def _check_model_dir(model_dir: str) -> bool:
 
 
 def _make_vocabulary(config: TrainConfig, tasks: tuple, source: Source | None) -> vocabularies.Vocabulary:
-    """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, a folder, or a Hugging Face name."""
+    """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, a folder, or a Hugging Face name.
+
+    Above it come the tokens that items are written with.
+    """
+    item_tokens = config.items.index.tokens if config.items else ()
     if config.vocabulary == "train":
         from t5x_lite.data import registry
 
-        texts = (text for task in tasks for text in registry.texts(task, "train"))
-        return vocabularies.train_sentencepiece(texts, config.vocabulary_size)
-    if source and config.vocabulary == config.initial_checkpoint_path:
-        return source.vocabulary()
-    return interop.open_vocabulary(config.vocabulary)
+        texts = (registry.texts(task, "train") for task in tasks)
+        if config.items:
+            texts = (map(config.items.index.words, itertools.islice(some, _TEXTS_ABOUT_ITEMS)) for some in texts)
+        vocabulary = vocabularies.train_sentencepiece(itertools.chain.from_iterable(texts), config.vocabulary_size)
+    elif source and config.vocabulary == config.initial_checkpoint_path:
+        vocabulary = source.vocabulary()
+    else:
+        vocabulary = interop.open_vocabulary(config.vocabulary)
+    return vocabulary.with_tokens([token for token in item_tokens if token not in vocabulary.whole_tokens])
+
+
+def _with_items(source: Source, knowledge: Knowledge) -> Source:
+    """The source with the tokens of items that it lacks: one that is an item starts as the mean of its title's."""
+    index, vocabulary = knowledge.index, source.vocabulary()
+    titles = dict(zip(index.texts, knowledge.catalogue.titles, strict=True))
+    texts = {token: titles.get(token, "") for token in index.tokens if token not in vocabulary.whole_tokens}
+    return grown(source, source.config, vocabulary, NewTokens(texts))[2] if texts else source
 
 
 def _check_same_model(config: TrainConfig, model: T5Config, source: Source) -> None:
@@ -252,6 +296,21 @@ def _check_rules(run: Run) -> None:
             f"ASSIGNMENT_MAP gives {name!r} another origin and TRAINABLE does not train it: a resumed run could "
             "not find it again; train it, or convert the checkpoint first (python -m t5x_lite.convert)"
         )
+
+
+def _prompts(tasks: tuple) -> dict[str, str]:
+    """The first seen wording, of tasks answered by items, that needs a history, interests, or both."""
+    from t5x_lite.data import registry
+
+    found: dict[str, str] = {}
+    for instructions in map(registry.instructions_of, tasks):
+        if not instructions or not isinstance(instructions.answer_with, BestItems):
+            continue
+        for template in instructions.templates:
+            fields = {name for _, name, _, _ in string.Formatter().parse(template.inputs) if name}
+            if template.split == "seen" and fields and fields <= {"history", "interests"}:
+                found.setdefault("+".join(sorted(fields)), template.inputs)
+    return found
 
 
 def _base_path(given: str, source: Source) -> str:

@@ -2,11 +2,20 @@
 
 import types
 
+import numpy as np
 import pytest
 
+from t5x_lite.data import vocabularies
+from t5x_lite.data.instructions import BestItems, Labels
 from t5x_lite.data.metrics import exact_match
-from t5x_lite.data.pipeline import EvalSet
+from t5x_lite.data.pipeline import EvalSet, load_eval
+from t5x_lite.data.registry import register_task
+from t5x_lite.data.sources import Rows
+from t5x_lite.data.templates import InstructionTemplate
+from t5x_lite.decoding.trie import build_trie
+from t5x_lite.recommendation.task_metrics import ranking
 from t5x_lite.training import evaluation
+from tests.recommendation import films
 
 
 def with_scores(targets, scores):
@@ -79,3 +88,151 @@ def test_the_table_has_every_task_and_the_spread_over_unseen_wordings():
     tasks = {"toy": evaluation.score_task(eval_set(), PREDICTIONS, SCORES, LIKELIHOODS)}
     text = evaluation.table({"tasks": tasks, "overall": evaluation.overall(tasks)})
     assert "toy" in text and "0.500..0.500" in text and "overall unseen/exact_match" in text
+
+
+# ---------------------------------------------------------------------- answers that are labels
+
+
+def probabilities(targets, predictions, aux_values):
+    return {"first": aux_values["scores"][0][0], "last": aux_values["scores"][-1][-1]}
+
+
+def opinions(name, rows):
+    task = register_task(
+        f"{name}_of_evaluation",
+        Rows({"train": rows}),
+        [InstructionTemplate("like", "Like {item}?", "{answer}")],
+        metrics=[exact_match, probabilities],
+        answer_with=Labels(("yes", "no", "not at all")),
+    )
+    return load_eval(task, "train", vocabularies.byte(), {"inputs": 32, "targets": 16})
+
+
+BYTES = types.SimpleNamespace(vocabulary=vocabularies.byte())
+SHORT = opinions("short", [{"item": "tea", "answer": "yes"}, {"item": "mud", "answer": "no"}])
+LONGER = opinions(
+    "longer",
+    [{"item": "tea", "answer": "yes", "prefix": ""}, {"item": "mud", "answer": "no", "prefix": "yes, and ink "}],
+)
+END = "\n"  # stands for the end of sequence here
+
+
+class Opinions:
+    """In place of a generator: log-probabilities by hand of what may come after an input, one a token."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, inputs, targets):
+        decode, eos = vocabularies.byte().decode, vocabularies.byte().eos_id
+        assert {tokens[-1] for tokens in inputs} == {eos}
+        ends = [END * (tokens[-1] == eos) for tokens in targets]
+        pairs = zip(map(decode, inputs), map(decode, targets), ends, strict=True)
+        return [self.scores[prompt, text + end] for prompt, text, end in pairs]
+
+
+# In all 'tea' makes each label e^-1 likely, and 'mud' e^-1000, e^-1000 / 3 and e^-1000.
+ENDED = {
+    ("Like tea?", "yes\n"): [-0.5, -0.25, -0.25, 0.0],
+    ("Like tea?", "no\n"): [0.0, 0.0, -1.0],
+    ("Like tea?", "not at all\n"): [-0.125] * 8 + [0.0] * 3,
+    ("Like mud?", "yes\n"): [-9.0, -1.0, -990.0, 0.0],
+    ("Like mud?", "no\n"): [-500.0, -500.0, -np.log(3)],
+    ("Like mud?", "not at all\n"): [-100.0] * 10 + [0.0],
+}
+BEFORE = [-7.0] * len("yes, and ink ")
+GIVEN = {
+    ("Like tea?", "yes"): [-0.5, -0.25, -0.25],
+    ("Like tea?", "no"): [-1.0, 0.0],
+    ("Like tea?", "not at all"): [-0.125] * 8 + [0.0] * 2,
+    ("Like mud?", "yes, and ink yes"): [*BEFORE, -1.0, -1.0, 0.0],
+    ("Like mud?", "yes, and ink no"): [*BEFORE, -np.log(2), -2.0],
+    ("Like mud?", "yes, and ink not at all"): [*BEFORE, -992.0, *[-1.0] * 9],
+}
+
+
+def test_of_labels_the_likeliest_is_the_answer_and_their_probabilities_are_its_score():
+    """However unlikely all are, e^-1000 is no number; and with its end, without which 'no' begins 'not at all'."""
+    predictions, scores = evaluation.answer(BYTES, Opinions(ENDED), SHORT)
+    assert predictions == ["yes", "yes"]  # the first of equal ones
+    np.testing.assert_allclose(scores, [[1 / 3, 1 / 3, 1 / 3], [3 / 7, 1 / 7, 3 / 7]], rtol=1e-6)
+
+
+def test_labels_that_come_after_a_prefix_are_scored_alone():
+    """Neither what is before them nor that nothing more comes."""
+    predictions, scores = evaluation.answer(BYTES, Opinions(GIVEN), LONGER)
+    assert predictions == ["yes", "yes"]
+    np.testing.assert_allclose(scores, [[1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0.0]], rtol=1e-6)
+
+
+def test_probabilities_of_labels_reach_the_metrics():
+    found = evaluation.evaluate(BYTES, Opinions(ENDED), [SHORT], step=3, split="train")
+    expected = {"exact_match": 0.5, "first": 1 / 3, "last": 3 / 7}
+    assert found["tasks"]["short_of_evaluation"]["metrics"] == pytest.approx(expected)
+    assert [(sample["prediction"], sample["correct"]) for sample in found["samples"]] == [("yes", False), ("yes", True)]
+
+
+# ---------------------------------------------------------------------- answers that are items
+
+
+INDEX = films.item_index("token")
+HISTORIES = [[4, 9, 1, 30, 22, 7, 8], [5], [3, 2, 1, 0]]
+ALLOWED = [None, None, [39, 2, 11]]  # 2 of them was taken
+
+
+def film_row(history, allowed):
+    prompt, prefix = films.question(INDEX, history)
+    row = {"prompt": prompt, "answer": INDEX.texts[0], "prefix": prefix, "denied": history}
+    return row | ({} if allowed is None else {"allowed": allowed})
+
+
+NEXT_FILM = register_task(
+    "next_film_of_evaluation",
+    Rows({"train": list(map(film_row, HISTORIES, ALLOWED))}),
+    [InstructionTemplate("next", "{prompt}", "{answer}")],
+    metrics=[ranking],
+    answer_with=BestItems(4),
+)
+
+
+@pytest.fixture(scope="module")
+def film_run():
+    vocabulary = films.engine("token").vocabulary
+    return types.SimpleNamespace(
+        vocabulary=vocabulary,
+        knowledge=films.knowledge(),
+        trie=build_trie(INDEX.sequences(vocabulary)),
+        lengths={"inputs": 64, "targets": 8},
+    )
+
+
+def test_of_items_the_answer_is_a_list_of_the_best_that_are_not_denied(film_run):
+    """After the prefix, among those allowed; as many as asked for, or as there are."""
+    examples = load_eval(NEXT_FILM, "train", film_run.vocabulary, film_run.lengths)
+    predictions, scores = evaluation.answer(film_run, films.engine("token").generator, examples)
+    for number, (history, allowed) in enumerate(zip(HISTORIES, ALLOWED, strict=True)):
+        expected = films.scores(films.recommender(), history)
+        left = set(range(films.SIZE) if allowed is None else allowed) - set(history)
+        best = sorted(left, key=lambda item: -expected[item])[:4]
+        assert predictions[number] == [INDEX.texts[item] for item in best]
+        np.testing.assert_allclose(scores[number], expected[best], rtol=1e-4)
+    assert list(map(len, predictions)) == [4, 4, 2]
+
+
+def test_a_list_of_items_is_a_sample_and_right_where_it_has_the_answer(film_run):
+    examples = load_eval(NEXT_FILM, "train", film_run.vocabulary, film_run.lengths)
+    lists = [["<item_9>", "<item_0>"], ["<item_1>"], []]
+    samples = evaluation.pick_samples(examples, lists)
+    assert [(sample["prediction"], sample["correct"]) for sample in samples] == [
+        ("<item_1>", False),
+        ("", False),
+        ("<item_9> | <item_0>", True),
+    ]
+
+
+def test_other_tasks_are_answered_by_generation(film_run, monkeypatch):
+    monkeypatch.setattr(evaluation, "predict", lambda *arguments: arguments)
+    examples = eval_set()
+    examples.task.name = "somebody elses task"
+    monkeypatch.setattr("t5x_lite.data.registry.instructions_of", lambda task: None)
+    assert evaluation.answer(film_run, None, examples) == (film_run, None, examples)
