@@ -169,11 +169,12 @@ def test_nothing_to_search_and_nothing_left():
 
 def test_searches_compile_for_widths_of_prefixes_and_of_denied_items_and_for_filters():
     generator = Generator(CONFIG, PARAMS, eos_id=EOS)
+    trie = build_trie([(token,) for token in range(2, 20)])  # of one step: programs that compile soon
 
     def compiled(count, **given):
         """Programs that a search for these inputs adds."""
         before = generator.compile_count
-        generator.search([[2] * 5] * count, TRIE, FIVE, **given)
+        generator.search([[2] * 5] * count, trie, FIVE, **given)
         return generator.compile_count - before
 
     assert compiled(3, prefixes=[[], [3], [3, 4, 5]]) == 1

@@ -1,11 +1,12 @@
 """What a run that recommends has beside others: tokens for its items, and what it knows of items and users."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-import sentencepiece
 
+from t5x_lite.data import registry, vocabularies
 from t5x_lite.data.instructions import BestItems, Labels
 from t5x_lite.data.registry import register_mixture, register_task
 from t5x_lite.data.sources import Rows
@@ -111,8 +112,9 @@ def test_a_vocabulary_that_is_trained_knows_words_and_no_parts_of_items(config):
     assert run.model.vocab_size == run.vocabulary.size
     assert run.vocabulary.encode("<item_0><item_5>") == [pieces, pieces + 5]
     assert 2 not in run.vocabulary.encode("Something after rivers")
-    model = sentencepiece.SentencePieceProcessor(model_proto=run.vocabulary.model)
-    assert not [piece for piece in map(model.id_to_piece, range(pieces)) if "item" in piece]
+    texts = (text for task in run.tasks for text in registry.texts(task, "train"))
+    words = vocabularies.train_sentencepiece((re.sub("<item_.>", " ", text) for text in texts), 100)
+    assert (run.vocabulary.model, pieces) == (words.model, words.size)
 
 
 def test_titles_need_no_tokens(config, tmp_path):
