@@ -23,9 +23,12 @@ def main(argv: list[str]) -> None:
     from t5x_lite.training import evaluation
 
     run = config.build("train")
+    compared = bool(run.items or args.sasrec or args.recs_out)
+    if compared:
+        evaluation.check_comparison(run, args.split, args.recs_out)
     results = evaluation.evaluate_run(run, split=args.split, step=args.step, max_examples=args.max_examples)
     print(evaluation.table(results))
-    if run.items or args.sasrec or args.recs_out:
+    if compared:
         found = evaluation.compare_recommenders(run, results, sasrec=args.sasrec, lists_file=args.recs_out)
         print(f"\n{found}")
 

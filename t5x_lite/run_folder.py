@@ -118,6 +118,13 @@ def _flatten(manifest: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_folder_of(flag: str, path: str) -> None:
+    """Raises UserError, with the nearest, where the folder that a file is to be written to is not there."""
+    folder = epath.Path(path).parent
+    if not folder.is_dir():
+        raise UserError(f"{flag}: no folder {str(folder)!r}{nearest_folder(folder)}")
+
+
 def nearest_folder(folder: epath.Path) -> str:
     """Names the closest folders beside one that is not there; '' where it is there."""
     if folder.exists() or not folder.parent.exists():

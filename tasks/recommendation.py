@@ -1,4 +1,4 @@
-"""Recommendation: tasks over one data set of interactions, and the mixtures `recommend` and `recommend_implicit`.
+"""Recommendation: tasks over one data set of interactions, and three mixtures of them.
 
 Which data set, its split and how items are written is `recommendation_data` in gin; gin/recommend.gin trains on
 MovieLens-100K. Training sees `train` of the split and nothing else; `validation` and `test` ask for the held-out items.
@@ -12,7 +12,8 @@ recommend_similar              what is taken after one item
 recommend_will_like            yes or no, given rated items; recommend_rating: how many of five stars
 recommend_item_of_title, recommend_title_of_item, recommend_about_item: what the items are
 
-`recommend_implicit` has those that need no ratings. Wordings are in recommendation_wordings.py, what people say they
+`recommend_implicit` has those that need no ratings, `recommend_histories` those that need no attributes of items, nor
+titles, either. Wordings are in recommendation_wordings.py, what people say they
 want in recommendation_interests.py.
 """
 
@@ -32,6 +33,8 @@ from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.errors import UserError
 from t5x_lite.recommendation.catalogue import Catalogue
 from t5x_lite.recommendation.data import RecommendationData
+from t5x_lite.recommendation.index import ItemIndex
+from t5x_lite.recommendation.knowledge import Knowledge
 from t5x_lite.recommendation.splits import Cases, Split
 from t5x_lite.recommendation.task_metrics import choice_auc, ranking, share_accepted, stars
 from tasks import recommendation_wordings as wordings
@@ -50,35 +53,32 @@ Row = dict
 
 
 def data() -> RecommendationData:
+    """What gin asks for. Ask once for all rows: gin takes longer than a row does."""
     return config.build("recommendation_data")
 
 
 # What a row is made of ---------------------------------------------------------------------
 
 
-def history(items: Sequence[int]) -> Row:
+def history(knowledge: Knowledge, items: Sequence[int]) -> Row:
     """The items that the encoder reads."""
-    knowledge = data().knowledge
     return {"history": knowledge.text(items[-knowledge.longest :])}
 
 
-def question(items: np.ndarray, target: int) -> Row:
+def question(knowledge: Knowledge, items: np.ndarray, target: int) -> Row:
     """A held-out question after `items`: the last ones are the decoder's, and none of them may come again."""
-    knowledge = data().knowledge
     older, prefix = knowledge.parted(items)
-    return history(older) | {"prefix": prefix, "denied": items.tolist(), "answer": knowledge.text([target])}
+    return history(knowledge, older) | {"prefix": prefix, "denied": items.tolist(), "answer": knowledge.text([target])}
 
 
-def rated(items: Sequence[int], ratings: Sequence[float]) -> str:
+def rated(index: ItemIndex, items: Sequence[int], ratings: Sequence[float]) -> str:
     """Items with their stars: '<item_3>5<item_9>2'."""
-    index = data().index
     form = " {} {};" if index.kind == "title" else "{}{}"
     pairs = zip(items[-RATED_ITEMS:], ratings[-RATED_ITEMS:], strict=True)
     return "".join(form.format(index.texts[item], whole_stars(rating)) for item, rating in pairs) or "nothing"
 
 
-def liked_and_disliked(items: np.ndarray, ratings: np.ndarray) -> Row:
-    knowledge = data().knowledge
+def liked_and_disliked(knowledge: Knowledge, items: np.ndarray, ratings: np.ndarray) -> Row:
     recent, stars_of = items[-knowledge.longest :], ratings[-knowledge.longest :]
     liked = stars_of >= LIKED_FROM
     return {"liked": knowledge.text(recent[liked]), "disliked": knowledge.text(recent[~liked])}
@@ -111,27 +111,29 @@ def cases(part: str) -> Iterator[tuple[int, np.ndarray, int]]:
 
 
 def next_train() -> Iterable[Row]:
-    knowledge = data().knowledge
+    knowledge, ahead = data().knowledge, data().ahead
     for _, items, place in windows(1):
-        yield history(items[:place]) | {"answer": knowledge.text(items[place : place + data().ahead])}
+        yield history(knowledge, items[:place]) | {"answer": knowledge.text(items[place : place + ahead])}
 
 
 def next_held_out(part: str) -> Iterable[Row]:
-    return (question(items, target) for _, items, target in cases(part))
+    knowledge = data().knowledge
+    return (question(knowledge, items, target) for _, items, target in cases(part))
 
 
 def rated_train() -> Iterable[Row]:
-    ratings, knowledge = ratings_of("train"), data().knowledge
+    ratings, knowledge, ahead = ratings_of("train"), data().knowledge, data().ahead
     for user, items, place in windows(3):
-        following = knowledge.text(items[place : place + data().ahead])
-        yield liked_and_disliked(items[:place], ratings[user][:place]) | {"answer": following}
+        following = knowledge.text(items[place : place + ahead])
+        yield liked_and_disliked(knowledge, items[:place], ratings[user][:place]) | {"answer": following}
 
 
 def rated_held_out(part: str) -> Iterable[Row]:
     ratings, knowledge = ratings_of(part), data().knowledge
     for user, items, target in cases(part):
         older, _ = knowledge.cut(items)
-        yield question(items, target) | liked_and_disliked(older, ratings[user][: len(older)])
+        liked = liked_and_disliked(knowledge, older, ratings[user][: len(older)])
+        yield question(knowledge, items, target) | liked
 
 
 def stated(interest: Interest, rng: random.Random, split: str) -> Row:
@@ -145,7 +147,12 @@ def interests_by_item(catalogue: Catalogue) -> list[list[Interest]]:
 
 def interests_train(with_history: bool) -> Iterable[Row]:
     """What a user took from a place on that fits an interest which the first of it fits; liked or not."""
-    knowledge, of_item = data().knowledge, interests_by_item(data().dataset.catalogue)
+    knowledge, ahead, of_item = data().knowledge, data().ahead, interests_by_item(data().dataset.catalogue)
+    if not any(of_item):
+        raise UserError(
+            f"{data().dataset.name} has no attribute that items share, so nobody can ask for it: set "
+            "MIXTURE_OR_TASK_NAME to recommend_histories, which needs none"
+        )
     rng = random.Random(f"interests {with_history}")
     for _, items, place in windows(2):
         possible = of_item[items[place]]
@@ -154,8 +161,8 @@ def interests_train(with_history: bool) -> Iterable[Row]:
         interest = rng.choice(possible)
         fitting = [item for item in items[place : place + LOOKED_AT] if interest in of_item[item]]
         before = items[:place] if with_history else items[:0]
-        answer = knowledge.text(fitting[: data().ahead])
-        yield history(before) | stated(interest, rng, "seen") | {"answer": answer, "fitting": [answer]}
+        answer = knowledge.text(fitting[:ahead])
+        yield history(knowledge, before) | stated(interest, rng, "seen") | {"answer": answer, "fitting": [answer]}
 
 
 def interests_held_out(part: str, with_history: bool) -> Iterable[Row]:
@@ -170,17 +177,17 @@ def interests_held_out(part: str, with_history: bool) -> Iterable[Row]:
         _, items, _ = asked[number % len(asked)]
         items = items if with_history else items[:0]
         fitting = interest.items(catalogue)
-        row = history(items) | {"prefix": "", "denied": items.tolist()}
+        row = history(knowledge, items) | {"prefix": "", "denied": items.tolist()}
         answers = [knowledge.text([item]) for item in fitting]
         yield row | stated(interest, rng, "unseen") | {"answer": answers[0], "fitting": answers}
 
 
-def candidates(items: np.ndarray, target: int, rng: random.Random) -> list[int]:
+def candidates(split: Split, items: np.ndarray, target: int, rng: random.Random) -> list[int]:
     """The target among others that were not taken, drawn as often as they are popular."""
     drawn: set[int] = {target}
-    everything = popular(data().split)
+    everything = popular(split)
     taken = set(items.tolist())
-    left = data().split.num_items - len(taken - drawn)  # of a small catalogue somebody has taken nearly all
+    left = split.num_items - len(taken - drawn)  # of a small catalogue somebody has taken nearly all
     while len(drawn) < min(CANDIDATES, left):
         other = everything[rng.randrange(len(everything))]
         if other not in taken:
@@ -195,26 +202,26 @@ def popular(split: Split) -> list[int]:
 
 
 def choose_train() -> Iterable[Row]:
-    knowledge, rng = data().knowledge, random.Random("candidates")
+    knowledge, split, rng = data().knowledge, data().split, random.Random("candidates")
     for _, items, place in windows(4):
-        among = candidates(items, items[place], rng)
+        among = candidates(split, items, items[place], rng)
         answer = {"candidates": knowledge.text(among), "answer": knowledge.text([items[place]])}
-        yield history(items[:place]) | answer
+        yield history(knowledge, items[:place]) | answer
 
 
 def choose_held_out(part: str) -> Iterable[Row]:
-    knowledge, rng = data().knowledge, random.Random(f"candidates {part}")
+    knowledge, split, rng = data().knowledge, data().split, random.Random(f"candidates {part}")
     for _, items, target in cases(part):
-        among = candidates(items, target, rng)
+        among = candidates(split, items, target, rng)
         row = {"candidates": knowledge.text(among), "answer": knowledge.text([target])}
-        yield history(items) | row | {"prefix": "", "denied": (), "allowed": among}
+        yield history(knowledge, items) | row | {"prefix": "", "denied": (), "allowed": among}
 
 
 def similar_train() -> Iterable[Row]:
-    knowledge = data().knowledge
+    knowledge, ahead = data().knowledge, min(AFTER_ONE, data().ahead)
     for _, items, place in windows(2):
         if place + 1 < len(items):
-            following = items[place + 1 : place + 1 + min(AFTER_ONE, data().ahead)]
+            following = items[place + 1 : place + 1 + ahead]
             yield {"item": knowledge.text([items[place]]), "answer": knowledge.text(following)}
 
 
@@ -232,7 +239,7 @@ def yes_no(rating: float) -> str:
 def will_like_train() -> Iterable[Row]:
     ratings, knowledge = ratings_of("train"), data().knowledge
     for user, items, place in windows(3):
-        before = rated(items[:place], ratings[user][:place])
+        before = rated(knowledge.index, items[:place], ratings[user][:place])
         yield {"rated": before, "item": knowledge.text([items[place]]), "answer": yes_no(ratings[user][place])}
 
 
@@ -240,7 +247,7 @@ def will_like_held_out(part: str) -> Iterable[Row]:
     ratings, knowledge = ratings_of(part), data().knowledge
     for user, items, target in cases(part):
         place = len(items)
-        before = rated(items, ratings[user][:place])
+        before = rated(knowledge.index, items, ratings[user][:place])
         yield {"rated": before, "item": knowledge.text([target]), "answer": yes_no(ratings[user][place])}
 
 
@@ -249,9 +256,11 @@ def rating_train() -> Iterable[Row]:
     ratings, knowledge = ratings_of("train"), data().knowledge
     for user, items, place in windows(1):
         stars_of, end = ratings[user], place + RATED_AHEAD
-        following = rated(items[place + 1 : end], stars_of[place + 1 : end]) if place + 1 < len(items) else ""
+        following = (
+            rated(knowledge.index, items[place + 1 : end], stars_of[place + 1 : end]) if place + 1 < len(items) else ""
+        )
         yield {
-            "rated": rated(items[:place], stars_of[:place]),
+            "rated": rated(knowledge.index, items[:place], stars_of[:place]),
             "item": knowledge.text([items[place]]),
             "answer": whole_stars(stars_of[place]) + following,
         }
@@ -262,12 +271,20 @@ def rating_held_out(part: str) -> Iterable[Row]:
     ratings, knowledge = ratings_of(part), data().knowledge
     for user, items, target in cases(part):
         stars_of, first = ratings[user], max(len(items) - RATED_AHEAD + 1, 0)
-        row = {"rated": rated(items[:first], stars_of[:first]), "answer": whole_stars(stars_of[len(items)])}
+        row = {
+            "rated": rated(knowledge.index, items[:first], stars_of[:first]),
+            "answer": whole_stars(stars_of[len(items)]),
+        }
         if first == len(items):
             yield row | {"item": knowledge.text([target]), "prefix": ""}
             continue
-        between = rated(items[first + 1 :], stars_of[first + 1 : len(items)]) if first + 1 < len(items) else ""
-        prefix = whole_stars(stars_of[first]) + between + knowledge.text([target])
+        between = (
+            rated(knowledge.index, items[first + 1 :], stars_of[first + 1 : len(items)])
+            if first + 1 < len(items)
+            else ""
+        )
+        before_title = " " if knowledge.index.kind == "title" else ""
+        prefix = whole_stars(stars_of[first]) + between + before_title + knowledge.text([target])
         yield row | {"item": knowledge.text([items[first]]), "prefix": prefix}
 
 
@@ -348,10 +365,14 @@ register("title_of_item", of_items("title"), wordings.TITLE_OF_ITEM, [exact_matc
 register("about_item", of_items("about"), wordings.ABOUT_ITEM, [exact_match])
 
 # How often each is drawn: the next item is what a recommender is for.
-RATES = {"next": 10.0, "history_interests": 3.0, "interests": 3.0, "choose": 0.5, "similar": 0.5}
-RATES |= {"item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
-RATES_OF_RATINGS = {"rated": 1.0, "rating": 3.0, "will_like": 0.5}
+HISTORIES = {"next": 10.0, "choose": 0.5, "similar": 0.5}
+ATTRIBUTES = {"history_interests": 3.0, "interests": 3.0, "item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
+RATINGS = {"rated": 1.0, "rating": 3.0, "will_like": 0.5}
 
-for _mixture, _rates in (("recommend", RATES | RATES_OF_RATINGS), ("recommend_implicit", RATES)):
+for _mixture, _rates in (
+    ("recommend", HISTORIES | ATTRIBUTES | RATINGS),
+    ("recommend_implicit", HISTORIES | ATTRIBUTES),
+    ("recommend_histories", HISTORIES),
+):
     _named = {f"recommend_{name}": rate for name, rate in _rates.items()}
     register_mixture(_mixture, list(_named), rates=_named)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,7 +24,7 @@ from t5x_lite.decoding.engine import Answer, Engine, chosen_step
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.decoding.records import Record
 from t5x_lite.errors import UserError
-from t5x_lite.run_folder import MANIFEST, nearest_folder
+from t5x_lite.run_folder import MANIFEST, check_folder_of
 
 CHUNK = 2048  # records; a chunk is what a killed job loses at most, and what its batches are cut from
 
@@ -199,8 +198,7 @@ class FileJob:
         path = Path(output)
         if path.suffix != ".jsonl":
             raise UserError(f"--output: {output!r} must end in .jsonl")
-        if not path.parent.is_dir():
-            raise UserError(f"--output: no folder {str(path.parent)!r}{nearest_folder(epath.Path(path.parent))}")
+        check_folder_of("--output", output)
         if path.exists():
             raise UserError(f"--output: {output!r} is there already; move it away, or name another file")
         total = sum(1 for _ in records.read(input, request.needed, request.reserved))

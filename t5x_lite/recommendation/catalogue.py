@@ -3,8 +3,8 @@
 import csv
 import dataclasses
 import functools
+import io
 import operator
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from t5x_lite.errors import UserError, nearest
+from t5x_lite.files import write_whole
 
 ITEMS_FILE = "items.csv"
 SEVERAL = "|"  # between the values of one attribute
@@ -117,13 +118,12 @@ class Catalogue:
                 raise UserError(f"{what}: {SEVERAL!r}, outer blanks, and the names item and title mean something else")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{ITEMS_FILE}.{os.getpid()}.tmp"
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.writer(file)
-            lines.writerow(["item", "title", *self.attributes])
-            for id, title, *attributes in zip(self.ids, self.titles, *self.attributes.values(), strict=True):
-                lines.writerow([id, title, *map(SEVERAL.join, attributes)])
-        unfinished.replace(folder / ITEMS_FILE)
+        file = io.StringIO(newline="")
+        lines = csv.writer(file)
+        lines.writerow(["item", "title", *self.attributes])
+        for id, title, *attributes in zip(self.ids, self.titles, *self.attributes.values(), strict=True):
+            lines.writerow([id, title, *map(SEVERAL.join, attributes)])
+        write_whole(folder / ITEMS_FILE, file.getvalue().encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Catalogue":

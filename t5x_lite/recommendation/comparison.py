@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
+from t5x_lite.files import write_whole
 from t5x_lite.recommendation import baselines, metrics
 from t5x_lite.recommendation.data import RecommendationData
 from t5x_lite.recommendation.recommender import Recommender, Request
@@ -93,8 +94,8 @@ def write_lists(path: str, comparison: Comparison, data: RecommendationData) -> 
     """A JSON line a question, {"user", "items"} with original ids, best first; whole or not at all."""
     users, ids = data.dataset.interactions.users, data.dataset.catalogue.ids
     cases: Cases = getattr(data.split, comparison.part)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        for user, items in zip(cases.user.tolist(), comparison.lists.tolist(), strict=True):
-            line = {"user": users[user], "items": [ids[item] for item in items if item != metrics.NONE]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(f"{path}.tmp", path)
+    pairs = zip(cases.user.tolist(), comparison.lists.tolist(), strict=True)
+    rows = [
+        {"user": users[user], "items": [ids[item] for item in items if item != metrics.NONE]} for user, items in pairs
+    ]
+    write_whole(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

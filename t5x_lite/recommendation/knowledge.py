@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from t5x_lite.errors import UserError, first_words, nearest
+from t5x_lite.files import write_whole
 from t5x_lite.recommendation.catalogue import ITEMS_FILE, Catalogue
 from t5x_lite.recommendation.index import INDEX_FILE, ItemIndex
 
@@ -92,12 +93,14 @@ class Knowledge:
 
     @property
     def sha256(self) -> str:
-        """Of items, texts and histories."""
+        """Of items, texts, histories and ratings."""
         digest = hashlib.sha256(self.index.sha256.encode())
         described = [self.catalogue.ids, self.catalogue.titles, sorted(self.catalogue.attributes.items()), self.users]
         digest.update(json.dumps([*described, self.recent, self.longest, sorted(self.prompts.items())]).encode())
         for history in self.histories:
             digest.update(np.asarray(history, np.int32).tobytes() + b"|")
+        for ratings in self.ratings or ():
+            digest.update(np.asarray(ratings, np.float32).tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -114,10 +117,9 @@ class Knowledge:
         }
         if self.ratings is not None:
             arrays["ratings"] = np.concatenate([*self.ratings, np.zeros(0, np.float32)])
-        unfinished = folder / f"{_HISTORIES_FILE}.{os.getpid()}.tmp"
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        unfinished.replace(folder / _HISTORIES_FILE)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        write_whole(folder / _HISTORIES_FILE, file.getvalue())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Knowledge":

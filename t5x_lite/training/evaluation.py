@@ -22,6 +22,7 @@ from t5x_lite.decoding.options import Decoding
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.recommendation import comparison
 from t5x_lite.recommendation.recommender import Recommender
+from t5x_lite.run_folder import check_folder_of
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, prepare
 
@@ -62,17 +63,24 @@ def evaluate_run(
     return results
 
 
-def compare_recommenders(config: TrainConfig, results: dict[str, Any], *, sasrec: bool, lists_file: str | None) -> str:
-    """Adds "recommendation" to a run's results, and returns the table that compares it with others.
+def check_comparison(config: TrainConfig, split: str | None, lists_file: str | None) -> None:
+    """Raises UserError, before minutes are spent, for what `compare_recommenders` cannot do.
 
-    UserError for a run that does not recommend, and a split that is no part of its data.
+    That is a run that does not recommend, a split that is no part of its data, and a file that cannot be written.
     """
     if config.items is None:
         raise UserError("--sasrec and --recs_out are for runs that recommend; this one has ITEMS = None")
-    parts, part = ("validation", "test"), results["split"]
+    parts, part = ("validation", "test"), split or config.eval_split
     if part not in parts:
         raise UserError(f"--split {part!r}{nearest(part, parts)}; users' held-out items are in {', '.join(parts)}")
-    found = comparison.compare(Recommender.load(config.model_dir, results["step"]), config.items, part, sasrec=sasrec)
+    if lists_file:
+        check_folder_of("--recs_out", lists_file)
+
+
+def compare_recommenders(config: TrainConfig, results: dict[str, Any], *, sasrec: bool, lists_file: str | None) -> str:
+    """Adds "recommendation" to the results of a run that recommends, and returns the table that compares it."""
+    recommender = Recommender.load(config.model_dir, results["step"])
+    found = comparison.compare(recommender, config.items, results["split"], sasrec=sasrec)
     write_results(config.model_dir, results | {"recommendation": found.rows})
     if lists_file:
         comparison.write_lists(lists_file, found, config.items)

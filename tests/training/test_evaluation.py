@@ -13,6 +13,7 @@ from t5x_lite.data.registry import register_task
 from t5x_lite.data.sources import Rows
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.decoding.trie import build_trie
+from t5x_lite.errors import UserError
 from t5x_lite.recommendation.task_metrics import ranking
 from t5x_lite.training import evaluation
 from tests.recommendation import films
@@ -236,3 +237,26 @@ def test_other_tasks_are_answered_by_generation(film_run, monkeypatch):
     examples.task.name = "somebody elses task"
     monkeypatch.setattr("t5x_lite.data.registry.instructions_of", lambda task: None)
     assert evaluation.answer(film_run, None, examples) == (film_run, None, examples)
+
+
+@pytest.mark.parametrize(
+    ("items", "split", "lists_file", "message"),
+    [
+        (None, None, None, "--sasrec and --recs_out are for runs that recommend; this one has ITEMS = None"),
+        ("any", "tset", None, "--split 'tset'; nearest: 'test'; users' held-out items are in validation, test"),
+        ("any", "train", None, "--split 'train'; users' held-out items are in validation, test"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(items, split, lists_file, message):
+    config = types.SimpleNamespace(items=items, eval_split="validation")
+    with pytest.raises(UserError) as error:
+        evaluation.check_comparison(config, split, lists_file)
+    assert str(error.value) == message
+
+
+def test_a_file_of_lists_that_cannot_be_written_is_refused_before_anything_is_evaluated(tmp_path):
+    config = types.SimpleNamespace(items="any", eval_split="validation")
+    (tmp_path / "lists").mkdir()
+    evaluation.check_comparison(config, None, str(tmp_path / "lists" / "recs.jsonl"))
+    with pytest.raises(UserError, match=r"^--recs_out: no folder '.*/list'; nearest: 'lists'$"):
+        evaluation.check_comparison(config, None, str(tmp_path / "list" / "recs.jsonl"))
