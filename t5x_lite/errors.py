@@ -1,12 +1,30 @@
 """What a user did wrong, said in one line: what, where, the nearest valid value, what to do."""
 
+import contextlib
 import difflib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
     """An error of the user's input. The doors print its message as one line and exit with status 2."""
+
+
+class FieldError(UserError):
+    """What is wrong with one field of a request; `field` is its name, as "history[2]", the message does not say it."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+
+
+@contextlib.contextmanager
+def about(field: str) -> Iterator[None]:
+    """Makes every UserError in its block one of this field."""
+    try:
+        yield
+    except UserError as error:
+        raise FieldError(field, str(error)) from None
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:

@@ -2,7 +2,28 @@
 
 import os
 
+import pytest
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=10_000)
+
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's models here are tiny: its threads cost more than they do
+
+
+@pytest.fixture
+def compilations():
+    """Every program that JAX itself says it has compiled."""
+    import jax
+
+    seen = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

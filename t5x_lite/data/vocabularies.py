@@ -84,8 +84,8 @@ class Vocabulary:
         for place, part in enumerate(self._splitter.split(text)):  # text and token take turns
             if place % 2:
                 ids.append(self.whole_tokens[part])
-            else:
-                ids += self._encode_text(part.strip(" ") if self._pieces else part)
+            elif part := part.strip(" ") if self._pieces else part:  # between items there is none, and a call costs
+                ids += self._encode_text(part)
         return ids
 
     def _encode_text(self, text: str) -> list[int]:

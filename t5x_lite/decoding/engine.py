@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Generator as Pieces
 from collections.abc import Sequence
 
 from etils import epath
@@ -9,7 +10,7 @@ from etils import epath
 from t5x_lite import interop, partitioning
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data.vocabularies import LOST_SHARE_WARNED, Vocabulary
-from t5x_lite.decoding.generator import Generation, Generator
+from t5x_lite.decoding.generator import Generation, Generator, Stream
 from t5x_lite.decoding.languages import name_of
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.errors import UserError, nearest
@@ -30,6 +31,15 @@ class Answer:
     score: float
     ended: bool
     others: tuple["Answer", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerStream:
+    """An answer as far as it is written: `text` only grows, and `answer` comes when it is whole."""
+
+    text: str
+    answer: Answer | None
+    stream: Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +97,35 @@ class Engine:
         answers = ([self._answer(generation) for generation in generations] for generations in found)
         return [dataclasses.replace(best, others=tuple(others)) for best, *others in answers]
 
+    def stream(self, prompt: str, *, steps: int = 4, **options) -> Pieces[str, None, Answer]:
+        """The greedy answer in pieces of text, one for up to `steps` tokens; returns the whole of it.
+
+        The pieces together are the text of `generate`, and none ends inside a character.
+        """
+        state = self.begin_stream(prompt, **options)
+        while state.answer is None:
+            written = len(state.text)
+            state = self.extend_stream(state, steps)
+            if piece := state.text[written:]:
+                yield piece
+        return state.answer
+
+    def begin_stream(self, prompt: str, **options) -> AnswerStream:
+        """A greedy answer before its first token; `stream` step by step, for callers that do other work between."""
+        return self._answered(self.generator.begin(self.encode([prompt])[0], self.decoding(**options)))
+
+    def extend_stream(self, state: AnswerStream, steps: int) -> AnswerStream:
+        """The answer with up to `steps` more tokens, by the engine that began it; a state is extended once."""
+        return self._answered(self.generator.extend(state.stream, steps))
+
+    def _answered(self, stream: Stream) -> AnswerStream:
+        answer = self._answer(stream.generation)
+        if stream.finished:
+            return AnswerStream(answer.text, answer, stream)
+        # Of a character in several tokens the first ones read as U+FFFD, or as nothing, until it is whole; and whether
+        # a blank at the end stays may depend on what comes after it.
+        return AnswerStream(answer.text.rstrip("\ufffd").rstrip(), None, stream)
+
     def decoding(self, **options) -> Decoding:
         """`Decoding` of these fields, as long as the run's targets unless told otherwise.
 
@@ -98,11 +137,14 @@ class Engine:
                 raise UserError(f"no option {name!r} of decoding{nearest(name, names)}; there are {', '.join(names)}")
         return Decoding(**({"max_tokens": self.lengths["targets"]} | options))
 
-    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        """How likely the model finds each target as the answer to the prompt of the same place."""
+    def score(self, prompts: Sequence[str], targets: Sequence[str], *, width: int = 0) -> list[Score]:
+        """How likely the model finds each target as the answer to the prompt of the same place.
+
+        `width` is that of `Generator.score`.
+        """
         _check_one_each("targets", targets, prompts)
         wanted = [[*self.vocabulary.encode(target), self.vocabulary.eos_id] for target in targets]
-        found = self.generator.score(self.encode(prompts), wanted)
+        found = self.generator.score(self.encode(prompts), wanted, width=width)
         return [Score(sum(scores), tuple(scores)) for scores in found]
 
     def answer(self, question: str, **options) -> str:
@@ -131,6 +173,10 @@ class Engine:
         """
         rows = min(most_prompts, self.generator.max_batch)
         return self.generator.warm_up(self.decoding(**options), lengths=[longest_prompt], rows=[rows])
+
+    def warm_up_streams(self, *, longest_prompt: int, **options) -> float:
+        """As `warm_up`, of streams."""
+        return self.generator.warm_up_streams(self.decoding(**options), lengths=[longest_prompt])
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens with EOS, cut to the run's input length."""

@@ -27,7 +27,9 @@ class Decoded(NamedTuple):
     ended: Bool[Array, "B W"]
 
 
-class _Loop(NamedTuple):
+class Loop(NamedTuple):
+    """Sequences of R rows, `options.n_best` a request, of which the first `step` positions are written."""
+
     step: Int[Array, ""]
     cache: Cache
     tokens: Int[Array, "R T"]
@@ -54,22 +56,43 @@ def sample(
     prefix = jnp.zeros((rows, 0), jnp.int32) if prefix is None else prefix
     width = prefix.shape[1] + options.max_tokens
     forced = jnp.repeat(jnp.pad(prefix, ((0, 0), (0, options.max_tokens))), samples, axis=0)
-    prefix_length = jnp.sum(forced != PAD_ID, axis=1)
-    end = prefix_length + options.max_tokens
     keys = _keys_of_rows(key, numbers, samples) if options.temperature else None
+    loop = start(model, encoder_tokens, options, width)
+    return finish(extend(model, loop, width, options, eos_id=eos_id, forced=forced, keys=keys), options)
 
-    start = _Loop(
+
+def start(model: T5, encoder_tokens: Int[Array, "B S"], options: Decoding, width: int) -> Loop:
+    """The loop before its first step, with room for `width` tokens a row."""
+    samples = options.n_best
+    rows = encoder_tokens.shape[0] * samples
+    return Loop(
         step=jnp.zeros((), jnp.int32),
         cache=model.start_cache(model.encode(encoder_tokens), encoder_tokens, width, samples),
-        tokens=jnp.full((rows * samples, width), PAD_ID, jnp.int32),
-        token_scores=jnp.zeros((rows * samples, width), jnp.float32),
+        tokens=jnp.full((rows, width), PAD_ID, jnp.int32),
+        token_scores=jnp.zeros((rows, width), jnp.float32),
         ended=jnp.repeat((encoder_tokens == PAD_ID).all(axis=1), samples),
     )
 
-    def going(loop: _Loop) -> Bool[Array, "R"]:
+
+def extend(
+    model: T5,
+    loop: Loop,
+    until: Int[Array, ""] | int,
+    options: Decoding,
+    *,
+    eos_id: int,
+    forced: Int[Array, "R T"] | None = None,
+    keys: Key[Array, "R"] | None = None,
+) -> Loop:
+    """The loop at step `until`, or where all its rows have ended; `forced` are tokens that are written as they are."""
+    forced = jnp.zeros_like(loop.tokens) if forced is None else forced
+    prefix_length = jnp.sum(forced != PAD_ID, axis=1)
+    end = prefix_length + options.max_tokens
+
+    def going(loop: Loop) -> Bool[Array, "R"]:
         return ~loop.ended & (loop.step < end)
 
-    def advance(loop: _Loop) -> _Loop:
+    def advance(loop: Loop) -> Loop:
         step = loop.step
         logits, cache = model.decode_step(last_token(loop.tokens, step), loop.cache)
         adjusted = without_repetition(logits, loop.tokens, step, options)
@@ -83,7 +106,7 @@ def sample(
         here = jax.lax.dynamic_index_in_dim(forced, step, axis=1, keepdims=False)
         token = jnp.where(going(loop), jnp.where(is_forced, here, chosen), PAD_ID)
         score = jnp.where(going(loop) & ~is_forced, log_prob, 0.0)
-        return _Loop(
+        return Loop(
             step=step + 1,
             cache=cache,
             tokens=jax.lax.dynamic_update_slice_in_dim(loop.tokens, token[:, None], step, axis=1),
@@ -91,10 +114,15 @@ def sample(
             ended=loop.ended | (going(loop) & ~is_forced & (token == eos_id)),
         )
 
-    loop = jax.lax.while_loop(lambda loop: going(loop).any(), advance, start)
+    return jax.lax.while_loop(lambda loop: going(loop).any() & (loop.step < until), advance, loop)
+
+
+def finish(loop: Loop, options: Decoding) -> Decoded:
+    """What the loop has written, by request."""
+    samples = options.n_best
 
     def by_request(x: Array) -> Array:
-        return x.reshape(rows, samples, *x.shape[1:])
+        return x.reshape(-1, samples, *x.shape[1:])
 
     token_scores = by_request(loop.token_scores)
     scores = token_scores.sum(axis=-1)

@@ -151,19 +151,19 @@ def restrict(
     allow: Sequence[Collection[int] | None] | None = None,
     *,
     fewest_denied: int = 16,
+    fewest_filters: int = 1,
 ) -> Restriction:
     """For each request the items, by their numbers, that it must not get, and those that it may get (None: all).
 
     Reads `trie` on the host: give it the one that `build_trie` returned, whatever device has a copy. An `allow`
     collection costs 4 bytes for each of the catalogue's items; requests with the very same object share one. Programs
-    compile for a longest `deny`, from `fewest_denied` on, and for a number of filters, both rounded up to a power of
-    two. Raises UserError for an
-    item that there is not.
+    compile for a longest `deny`, from `fewest_denied` on, and, where any request has one, for a number of filters, from
+    `fewest_filters` on, both rounded up to a power of two. Raises UserError for an item that there is not.
     """
     leaves, size, capacity = np.asarray(trie.leaves), int(trie.size), trie.capacity
 
     def leaves_of(items: Collection[int]) -> np.ndarray:
-        numbers = np.fromiter(items, np.int64, len(items))
+        numbers = as_array(items)
         wrong = numbers[(numbers < 0) | (numbers >= size)]
         if wrong.size:
             raise UserError(f"no item {wrong[0]}: the catalogue has items 0 to {size - 1}")
@@ -174,16 +174,21 @@ def restrict(
     allow = list(allow or ())
     if any(items is not None for items in allow):
         distinct = list({id(items): items for items in allow}.values())
-        count = power_of_two(len(distinct))
-        allowed = np.zeros((count, capacity + 1), np.int32)
-        for row, items in enumerate(distinct):
-            allowed[row, 1 + (np.arange(size) if items is None else leaves_of(items))] = 1
+        allowed_before = np.zeros((power_of_two(max(fewest_filters, len(distinct))), capacity + 1), np.int32)
+        used = allowed_before[: len(distinct)]
+        for row, items in zip(used, distinct, strict=True):
+            row[1 + (np.arange(size) if items is None else leaves_of(items))] = 1
         number = {id(items): row for row, items in enumerate(distinct)}
         filters = np.array([number[id(items)] for items in allow], np.int32)
-        denied = [row[allowed[which, row + 1] == 1] for row, which in zip(denied, filters, strict=True)]
-        allowed_before = np.cumsum(allowed, axis=1, dtype=np.int32)
+        denied = [row[used[which, row + 1] == 1] for row, which in zip(denied, filters, strict=True)]
+        np.cumsum(used, axis=1, dtype=np.int32, out=used)
     width = power_of_two(max(fewest_denied, *map(len, denied), 0))
     return Restriction(np.stack([_filled(row, width, capacity) for row in denied]), filters, allowed_before)
+
+
+def as_array(items: Collection[int]) -> Int[np.ndarray, "M"]:
+    """The numbers, which may come as an array; then nothing is copied."""
+    return items if isinstance(items, np.ndarray) else np.fromiter(items, np.int64, len(items))
 
 
 def _table(sequences: Int[np.ndarray, "N C"] | Sequence[Sequence[int]]) -> Int[np.ndarray, "N C"]:

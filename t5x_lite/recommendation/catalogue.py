@@ -127,8 +127,13 @@ class Catalogue:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Catalogue":
-        """Reads items.csv: a header with item, title and any attributes. UserError with file and line."""
-        path = Path(folder) / ITEMS_FILE
+        """Reads items.csv of a folder, as `read` does."""
+        return cls.read(Path(folder) / ITEMS_FILE)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Catalogue":
+        """Reads a CSV file: a header with item, title and any attributes. UserError with file and line."""
+        path = Path(path)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets write a byte order mark
                 lines = csv.reader(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from t5x_lite.errors import UserError, first_words, nearest
+from t5x_lite.errors import FieldError, UserError, first_words, nearest
 from t5x_lite.files import write_whole
 from t5x_lite.recommendation.catalogue import ITEMS_FILE, Catalogue
 from t5x_lite.recommendation.index import INDEX_FILE, ItemIndex
@@ -28,7 +28,7 @@ class Knowledge:
 
     `recent` is how many of a history's last items the decoder is given as its prefix, `longest` how many of the ones
     before those the encoder reads. `prompts` are the wordings with the field `history`, `interests`, or both (the
-    names then joined by '+') that the model was trained on.
+    names then joined by '+'): those that the model was trained on, then those that only evaluate it.
     """
 
     catalogue: Catalogue
@@ -38,7 +38,7 @@ class Knowledge:
     ratings: Sequence[Float32[np.ndarray, "L"]] | None
     recent: int
     longest: int
-    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def number_of_user(self) -> dict[str, int]:
@@ -61,21 +61,29 @@ class Knowledge:
         between = "; " if self.index.kind == "title" else ""
         return between.join(self.index.texts[item] for item in items) or "nothing"
 
-    def prompt(self, history: Sequence[int], interests: str) -> tuple[str, str]:
-        """What is asked, and the text that the decoder is given, of a history, of stated interests, or of both.
+    def prompt(
+        self, history: Sequence[int], interests: str, template: int = 0, kind: str | None = None
+    ) -> tuple[str, str]:
+        """What is asked, and the text that the decoder is given, in wording number `template` of their `kind`.
 
-        UserError where the run was not trained on such.
+        FieldError where the run was not trained on such, or has fewer wordings.
         """
-        fields = {"history": self.text(history[-self.longest :]), "interests": interests}
+        kind = kind or self.kind(history, interests)
+        wordings = self.prompts.get(kind)
+        if not wordings:
+            known = ", ".join(self.prompts) or "none"
+            raise FieldError(kind.split("+")[-1], f"this run knows no prompts of {kind}; it has those of {known}")
+        if not 0 <= template < len(wordings):
+            there_are = f"{len(wordings)} wordings of {kind}, numbers 0 to {len(wordings) - 1}"
+            raise FieldError("template", f"template {template}: this run has {there_are}")
+        read, prefix = self.parted(history) if kind == "history" else (history, "")
+        fields = {"history": self.text(read[-self.longest :]), "interests": interests}
+        return wordings[template].format_map(fields), prefix
+
+    def kind(self, history: Sequence[int], interests: str) -> str:
+        """The name in `prompts` of what is asked about these; nothing at all is a history."""
         given = [field for field, has in (("history", len(history)), ("interests", interests)) if has]
-        name = "+".join(given) or "history"  # of nothing
-        if name not in self.prompts:
-            raise UserError(f"this run knows no prompts of {name}; it has those of {', '.join(self.prompts) or 'none'}")
-        prefix = ""
-        if name == "history":
-            older, prefix = self.parted(history)
-            fields["history"] = self.text(older[-self.longest :])
-        return self.prompts[name].format_map(fields), prefix
+        return "+".join(given) or "history"
 
     def read(self, interests: str) -> int:
         """How many of a history's last items the model reads, where interests are stated or not."""
@@ -93,7 +101,7 @@ class Knowledge:
 
     @property
     def sha256(self) -> str:
-        """Of items, texts, histories and ratings."""
+        """Of items, texts, histories, ratings and wordings."""
         digest = hashlib.sha256(self.index.sha256.encode())
         described = [self.catalogue.ids, self.catalogue.titles, sorted(self.catalogue.attributes.items()), self.users]
         digest.update(json.dumps([*described, self.recent, self.longest, sorted(self.prompts.items())]).encode())
@@ -113,7 +121,7 @@ class Knowledge:
             "items": np.concatenate([*self.histories, np.zeros(0, np.int32)]),
             "lengths": np.array([len(history) for history in self.histories], np.int64),
             "sizes": np.array([self.recent, self.longest]),
-            "prompts": np.frombuffer(json.dumps(dict(self.prompts)).encode(), np.uint8),
+            "wordings": np.frombuffer(json.dumps(dict(self.prompts)).encode(), np.uint8),
         }
         if self.ratings is not None:
             arrays["ratings"] = np.concatenate([*self.ratings, np.zeros(0, np.float32)])
@@ -132,7 +140,7 @@ class Knowledge:
                 histories = np.split(arrays["items"], ends)[: len(users)]
                 ratings = np.split(arrays["ratings"], ends)[: len(users)] if "ratings" in arrays else None
                 recent, longest = arrays["sizes"].tolist()
-                prompts = json.loads(arrays["prompts"].tobytes())
+                wordings = json.loads(arrays["wordings"].tobytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{folder}: no readable {_HISTORIES_FILE} ({first_words(error)}); is it a run of gin/recommend.gin?"
@@ -143,6 +151,7 @@ class Knowledge:
                 f"{folder}: {ITEMS_FILE} has {len(catalogue)} items and {INDEX_FILE} {len(index)}; restore them from a "
                 "copy of the run"
             )
+        prompts = {name: tuple(texts) for name, texts in wordings.items()}
         return cls(catalogue, index, users, histories, ratings, recent, longest, prompts)
 
     @classmethod

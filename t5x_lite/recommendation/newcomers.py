@@ -1,4 +1,4 @@
-"""Embeddings of items that came after training, for a model with one token an item."""
+"""Items that came after training: their place in the catalogue, and their embeddings where each has a token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,26 @@ from t5x_lite.interop.growth import TABLES
 from t5x_lite.model.names import named, nested
 from t5x_lite.recommendation.catalogue import Catalogue
 from t5x_lite.recommendation.codes import differences_by_features, unit
+
+
+def updated(known: Catalogue, given: Catalogue) -> Catalogue:
+    """The known items in their order, with the titles and attributes of `given` where it has them, then its new ones.
+
+    Of attributes that only one of the two has, the other's items keep what they have or have none.
+    """
+    ids = tuple(dict.fromkeys((*known.ids, *given.ids)))
+
+    def column(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple:
+        return tuple(new.get(id, old.get(id, ())) for id in ids)
+
+    def by_id(catalogue: Catalogue, values: Sequence[Any] | None) -> dict[str, Any]:
+        return {} if values is None else dict(zip(catalogue.ids, values, strict=True))
+
+    attributes = {
+        name: column(by_id(given, given.attributes.get(name)), by_id(known, known.attributes.get(name)))
+        for name in dict.fromkeys((*known.attributes, *given.attributes))
+    }
+    return Catalogue(ids, column(by_id(given, given.titles), by_id(known, known.titles)), attributes)
 
 
 def with_rows_of_new_items(

@@ -1,8 +1,10 @@
 """Recommendations of a trained run: items that exist, are new to the user and pass the filters; scores and reasons."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,15 +12,17 @@ from t5x_lite.decoding.buckets import power_of_two, range_of_buckets
 from t5x_lite.decoding.engine import Engine
 from t5x_lite.decoding.generator import FoundItem
 from t5x_lite.decoding.options import Decoding
-from t5x_lite.decoding.trie import Trie, build_trie
-from t5x_lite.errors import UserError, nearest
+from t5x_lite.decoding.trie import as_array, build_trie
+from t5x_lite.errors import FieldError, UserError, about
 from t5x_lite.recommendation.catalogue import Catalogue
 from t5x_lite.recommendation.knowledge import Knowledge
-from t5x_lite.recommendation.newcomers import with_rows_of_new_items
+from t5x_lite.recommendation.newcomers import updated, with_rows_of_new_items
 from t5x_lite.recommendation.resolve import Titles
 
-_WIDTHS = (10, 20, 50, 100)  # numbers of beams, so that few programs compile; beyond, powers of two
-_FEWEST_DENIED = 1024  # room for a long history, so that the usual ones run in one program
+_WIDTHS = (10, 50)  # numbers of beams, so that few programs compile; beyond, powers of two
+_MOST_DENIED = 1024  # of one program: room for a long history; more become a filter
+_ALWAYS_FILTERED = 20_000  # items up to which a filter that all of them pass costs next to nothing
+_FILTERS_KEPT = 32  # lists of filters whose items are remembered
 _REASONS = 3  # history entries that are named for an item
 
 
@@ -27,7 +31,8 @@ class Request:
     """Who wants what: items taken, oldest first (numbers), and what was said, in words; both may be missing.
 
     `allowed` are the only items that may come (None: all), `denied` those that must not; what was taken comes again
-    only where `exclude_seen` is off.
+    only where `exclude_seen` is off. `template` is the number of the wording that asks. Requests with the very same
+    object as `allowed` share the work on it.
     """
 
     history: Sequence[int] = ()
@@ -37,10 +42,11 @@ class Request:
     denied: Collection[int] = ()
     exclude_seen: bool = True
     evidence: bool = False
+    template: int = 0
 
     def __post_init__(self):
         if self.k < 1:
-            raise UserError(f"k is {self.k}; ask for at least 1 item")
+            raise FieldError("k", f"k is {self.k}; ask for at least 1 item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,40 +79,53 @@ class Recommendations:
 
 
 class Recommender:
-    """A run's model and what it knows of items and users."""
+    """A run's model and what it knows of items and users; `offered` are the numbers of the items that may come.
 
-    def __init__(self, engine: Engine, knowledge: Knowledge):
-        self._engine = engine
-        self._set(knowledge, removed=(), like=None)
+    It never changes: `with_catalogue` makes another. With `like`, a recommender of the same model, whose weights may be
+    others, the programs compiled for that one are used, and nothing compiles within its trie's capacities.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        knowledge: Knowledge,
+        *,
+        offered: Collection[int] | None = None,
+        like: "Recommender | None" = None,
+    ):
+        generator = engine.generator.sharing(like.engine.generator) if like else engine.generator
+        shared = like is not None and generator is not engine.generator
+        sequences = knowledge.index.sequences(engine.vocabulary)
+        self.engine = dataclasses.replace(engine, generator=generator)
+        self.knowledge = knowledge
+        self.titles = Titles(knowledge.catalogue)
+        self.offered = np.arange(len(sequences)) if offered is None else np.unique(as_array(offered))
+        self._trie = build_trie([sequences[item] for item in self.offered], like=like._trie if shared else None)
+        self._place = np.full(len(sequences), -1)
+        self._place[self.offered] = np.arange(len(self.offered))
+        self._all_places = np.arange(len(self.offered)) if len(self.offered) <= _ALWAYS_FILTERED else None
+        # Of no prefix, its zeros are read as what stands before the beginning, so one width serves all.
+        recent = [0] * knowledge.recent
+        self._prefix_width = len(engine.vocabulary.encode(knowledge.text(recent))) if recent else 0
+        # One array for all requests with the same filters, so that a batch works it out once.
+        self._matching = functools.lru_cache(_FILTERS_KEPT)(knowledge.catalogue.matching)
 
     @classmethod
     def load(cls, model_dir: str, step: int | None = None) -> "Recommender":
         """Opens a run of gin/recommend.gin. UserError where it is none."""
         return cls(Engine.load(model_dir, step), Knowledge.load_run(model_dir))
 
-    def _set(self, knowledge: Knowledge, removed: Collection[int], like: Trie | None) -> None:
-        sequences = knowledge.index.sequences(self._engine.vocabulary)
-        offered = np.setdiff1d(np.arange(len(sequences)), np.fromiter(removed, np.int64, len(removed)))
-        if not len(offered):
-            raise UserError("every item is removed; leave one that can be recommended")
-        self._trie = build_trie([sequences[item] for item in offered], like=like)
-        # Nothing below raises: a catalogue that is refused changes nothing.
-        self.knowledge = knowledge
-        self.titles = Titles(knowledge.catalogue)
-        self._offered = offered
-        self._place = np.full(len(sequences), -1)
-        self._place[offered] = np.arange(len(offered))
-        # Of no prefix, its zeros are read as what stands before the beginning, so one width serves all.
-        recent = [0] * knowledge.recent
-        self._prefix_width = len(self._engine.vocabulary.encode(knowledge.text(recent))) if recent else 0
-
     @property
     def compile_count(self) -> int:
-        return self._engine.generator.compile_count
+        return self.engine.generator.compile_count
 
     # ------------------------------------------------------------------ asking
 
-    def recommend(
+    def recommend(self, **fields: Any) -> Recommendations:
+        """The list for a request of these fields, which are those of `request`."""
+        return self.answer([self.request(**fields)])[0]
+
+    def request(
         self,
         *,
         user: str | None = None,
@@ -118,70 +137,101 @@ class Recommender:
         filters: Sequence[str] = (),
         candidates: Sequence[str] | None = None,
         evidence: bool = False,
-    ) -> Recommendations:
-        """The `k` best items for a known `user`, or after a `history` of titles or ids, or for stated `interests`.
+        template: int = 0,
+    ) -> Request:
+        """What asks for the `k` best items for a known `user`, or after a `history`, or for stated `interests`.
 
-        `filters` are those of `Catalogue.matching`; `exclude` and `candidates` are titles or ids. Raises UserError for
-        users, titles and filters that are not known.
+        `filters` are those of `Catalogue.matching`; `history`, `exclude` and `candidates` are titles or ids, and
+        `template` the number of a wording. FieldError for users, titles, filters and wordings that are not known.
         """
         if user is not None and len(history):
-            raise UserError("user and history: give the one or the other")
-        taken = self.knowledge.histories[self.knowledge.user(user)] if user is not None else self.numbers(history)
-        allowed = None if candidates is None else set(self.numbers(candidates))
-        if filters:
-            matching = set(self.knowledge.catalogue.matching(filters).tolist())
-            allowed = matching if allowed is None else allowed & matching
+            raise FieldError("user", "user and history: give the one or the other")
+        if user is None:
+            taken = self._numbers("history", history)
+        else:
+            with about("user"):
+                taken = self.knowledge.histories[self.knowledge.user(user)].tolist()
         request = Request(
-            history=list(taken),
+            history=taken,
             interests=interests,
             k=k,
-            allowed=allowed,
-            denied=self.numbers(exclude),
+            allowed=self._allowed(candidates, filters),
+            denied=self._numbers("exclude", exclude),
             exclude_seen=exclude_seen,
             evidence=evidence,
+            template=template,
         )
-        return self.answer([request])[0]
+        if taken or interests:
+            self.knowledge.prompt(taken, interests, template)  # raises where there is none
+        return request
 
-    def numbers(self, texts: Sequence[str]) -> list[int]:
+    def _allowed(self, candidates: Sequence[str] | None, filters: Sequence[str]) -> np.ndarray | None:
+        """The only items that may come; None for all."""
+        among = None if candidates is None else np.unique(self._numbers("candidates", candidates)).astype(int)
+        for place, text in enumerate(filters):
+            with about(f"filters[{place}]"):
+                self._matching((text,))
+        if not filters:
+            return among
+        matching = self._matching(tuple(filters))
+        return matching if among is None else np.intersect1d(among, matching)
+
+    def _numbers(self, field: str, texts: Sequence[str]) -> list[int]:
         """The items of these titles or ids."""
         if isinstance(texts, str):
-            raise UserError(f"{texts!r:.60} is one text; give a list of titles")
-        return [self.titles.resolve(text) for text in texts]
+            raise FieldError(field, f"{texts!r:.60} is one text; give a list of titles")
+        numbers = []
+        for place, text in enumerate(texts):
+            with about(f"{field}[{place}]"):
+                numbers.append(self.titles.resolve(text))
+        return numbers
 
     def answer(self, requests: Sequence[Request]) -> list[Recommendations]:
         """A list for each request, in their order; those of one width run as batches."""
         asked = {i: self.resolved(request) for i, request in enumerate(requests)}
         known = [i for i, request in asked.items() if len(request.history) or request.interests]
         answers = {i: self._popular(asked[i]) for i in asked.keys() - set(known)}
-        for width in sorted({_width(asked[i].k) for i in known}):
-            of_width = [i for i in known if _width(asked[i].k) == width]
+        for width in sorted({width_of(asked[i].k) for i in known}):
+            of_width = [i for i in known if width_of(asked[i].k) == width]
             found = self._found([asked[i] for i in of_width], width)
             answers |= {i: self._listed(asked[i], items) for i, items in zip(of_width, found, strict=True)}
         return [answers[i] for i in range(len(requests))]
 
     def resolved(self, request: Request) -> Request:
-        """The request with all that must not come among its denied items."""
+        """The request with all that must not come among its denied items, or left out of the allowed ones."""
         denied = set(request.denied) | (set(request.history) if request.exclude_seen else set())
-        return dataclasses.replace(request, denied=denied)
+        if len(denied) <= _MOST_DENIED:
+            return dataclasses.replace(request, denied=denied)
+        # A longer list would need a program of its own; a filter is as long as the catalogue anyway.
+        allowed = self.offered if request.allowed is None else as_array(request.allowed)
+        return dataclasses.replace(request, allowed=np.setdiff1d(allowed, as_array(denied)), denied=())
 
-    def _found(self, requests: Sequence[Request], width: int) -> list[list[tuple[int, float]]]:
-        """(item, log-probability) of the best items of each request."""
-        vocabulary = self._engine.vocabulary
-        prompts = [self.knowledge.prompt(request.history, request.interests) for request in requests]
+    def _found(self, requests: Sequence[Request], width: int, kind: str | None = None) -> list[list[tuple[int, float]]]:
+        """(item, log-probability) of the best items of each request, asked by a prompt of `kind` where it is given."""
+        vocabulary = self.engine.vocabulary
+        prompts = [
+            self.knowledge.prompt(request.history, request.interests, request.template, kind) for request in requests
+        ]
         distinct = {id(request.allowed): request.allowed for request in requests}
         places = {key: None if items is None else self._places(items) for key, items in distinct.items()}
         found = self._search(
-            self._engine.encode([text for text, _ in prompts]),
+            self.engine.encode([text for text, _ in prompts]),
             [vocabulary.encode(prefix) for _, prefix in prompts],
             [self._places(request.denied) for request in requests],
             [places[id(request.allowed)] for request in requests],
             width,
         )
-        return [[(int(self._offered[each.item]), each.score) for each in items] for items in found]
+        return [[(int(self.offered[each.item]), each.score) for each in items] for items in found]
 
     def _search(self, inputs, prefixes, deny, allow, width: int) -> list[list[FoundItem]]:
-        """The engine's search, always in programs of one prefix and, mostly, of one length of denied items."""
-        return self._engine.generator.search(
+        """The engine's search, always in programs of one prefix, number of denied items, and number of filters.
+
+        Or of no filter, where the catalogue is so large that it costs more than another program does.
+        """
+        generator = self.engine.generator
+        if self._all_places is not None:
+            allow = [self._all_places if places is None else places for places in allow]
+        return generator.search(
             inputs,
             self._trie,
             Decoding(max_tokens=1, beams=width, n_best=width),
@@ -189,12 +239,13 @@ class Recommender:
             deny=deny,
             allow=allow,
             prefix_width=self._prefix_width,
-            fewest_denied=_FEWEST_DENIED,
+            fewest_denied=_MOST_DENIED,
+            fewest_filters=generator.max_batch,
         )
 
     def _places(self, items: Collection[int]) -> np.ndarray:
         """Where items stand in the trie, without those that are not offered."""
-        places = self._place[np.fromiter(items, np.int64, len(items))]
+        places = self._place[as_array(items)]
         return places[places >= 0]
 
     def _listed(self, request: Request, found: Sequence[tuple[int, float]]) -> Recommendations:
@@ -222,7 +273,7 @@ class Recommender:
     def _popular(self, request: Request) -> Recommendations:
         """What most took: the answer where nothing is known, and said to be that."""
         popularity = self.knowledge.popularity + 1  # an item that nobody took is last, not impossible
-        left = self._offered if request.allowed is None else self._offered[self._places(request.allowed)]
+        left = self.offered if request.allowed is None else self.offered[self._places(request.allowed)]
         left = np.setdiff1d(left, sorted(request.denied))
         best = left[np.argsort(-popularity[left], kind="stable")[: request.k]]
         share = np.log(popularity / popularity.sum())
@@ -241,7 +292,8 @@ class Recommender:
         if not items or not places:
             return {}
         without = [dataclasses.replace(request, history=history[:n] + history[n + 1 :], allowed=items) for n in places]
-        again = self._found(without, _width(request.k))
+        # In the same wording, also without the only entry.
+        again = self._found(without, width_of(request.k), self.knowledge.kind(history, request.interests))
         effects = {item: [] for item in items}
         for n, scores in zip(places, map(dict, again), strict=True):
             for item, score in found:
@@ -256,46 +308,60 @@ class Recommender:
             for item, of_item in effects.items()
         }
 
+    def log_probability(self, request: Request, item: int) -> float:
+        """Of one item after a request, by teacher forcing: what a search must give it as its score."""
+        text, prefix = self.knowledge.prompt(request.history, request.interests, request.template)
+        vocabulary = self.engine.vocabulary
+        (sequence,) = self.knowledge.index.sequences(vocabulary)[item : item + 1]
+        written = [*vocabulary.encode(prefix), *sequence]
+        (scores,) = self.engine.generator.score(self.engine.encode([text]), [written])
+        return sum(scores[-len(sequence) :])
+
     # ------------------------------------------------------------------ being ready, and changing
 
-    def warm_up(self, *, k: int = 10, most_requests: int = 1) -> float:
-        """Compiles ahead for requests of `k` items, so many at once; returns seconds.
+    def warm_up(self, *, widths: Iterable[int] = (10,), most_requests: int = 1) -> float:
+        """Compiles ahead for lists of up to each of `widths` items, so many requests at once; returns seconds.
 
-        After it such requests compile nothing, whatever their histories, interests and filters, as long as those of a
-        batch have one filter, and none has more than 1024 items to leave out.
+        After it such requests compile nothing, whatever their histories, interests, wordings, filters and exclusions.
+        Requests with evidence neither, where `most_requests` is the generator's `max_batch`: those ask as many at once
+        themselves.
         """
         began = time.perf_counter()
-        generator = self._engine.generator
-        for rows in range_of_buckets([min(most_requests, generator.max_batch)]):
-            for length in range_of_buckets([self._engine.lengths["inputs"]]):
-                for allow in (None, range(len(self._offered))):
-                    self._search([[1] * length] * rows, [()] * rows, [()] * rows, [allow] * rows, _width(k))
+        generator = self.engine.generator
+        lengths = range_of_buckets([self.engine.lengths["inputs"]])
+        of_bucket = {max(generator.shortest_bucket, length): length for length in lengths}
+        for width in sorted(set(map(width_of, widths))):
+            for rows in range_of_buckets([min(most_requests, generator.max_batch)]):
+                for length in of_bucket.values():
+                    for allow in (None, self.offered[:1]) if self._all_places is None else (None,):
+                        self._search([[1] * length] * rows, [()] * rows, [()] * rows, [allow] * rows, width)
         return time.perf_counter() - began
 
-    def replace_catalogue(self, catalogue: Catalogue, removed: Collection[str] = ()) -> None:
-        """Recommends from a catalogue that begins with the old one's items: with other titles, and with new items.
+    def with_catalogue(self, catalogue: Catalogue) -> "Recommender":
+        """A recommender that offers exactly these items; this one goes on as it is.
 
-        Nothing is trained, and within the trie's capacities nothing compiles. Items of the ids in `removed` are known
-        in histories and never recommended. What is not seen yet is taken for the mean of what resembles it. Raises
-        UserError for items that are missing, and for more new ones than there are spare tokens or codes.
+        Known ids may have other titles and attributes, unknown ones are new items: nothing is trained, and what is not
+        seen yet is taken for the mean of what resembles it. Items that are missing are known in histories, and never
+        recommended. Within the trie's capacities nothing compiles. UserError for more new items than there are spare
+        tokens or codes.
         """
-        old = self.knowledge
-        if catalogue.ids[: len(old.catalogue)] != old.catalogue.ids:
-            raise UserError("the new catalogue must begin with the old one's items in their order; remove by `removed`")
-        index = old.index.extended(catalogue)
-        gone = [self._number(catalogue, id) for id in removed]
-        self._set(dataclasses.replace(old, catalogue=catalogue, index=index), gone, like=self._trie)
-        generator = self._engine.generator
+        if not len(catalogue):
+            raise UserError("the catalogue has no item; leave one that can be recommended")
+        known = self.knowledge
+        everything = updated(known.catalogue, catalogue)
+        index = known.index.extended(everything)
+        params = self.engine.generator.params
         if index.kind == "token":
-            generator.params = with_rows_of_new_items(
-                generator.params, index.sequences(self._engine.vocabulary), len(old.catalogue), catalogue
-            )
+            sequences = index.sequences(self.engine.vocabulary)
+            params = with_rows_of_new_items(params, sequences, len(known.catalogue), everything)
+        return Recommender(
+            dataclasses.replace(self.engine, generator=self.engine.generator.with_params(params)),
+            dataclasses.replace(known, catalogue=everything, index=index),
+            offered=[everything.number_of[id] for id in catalogue.ids],
+            like=self,
+        )
 
-    def _number(self, catalogue: Catalogue, id: str) -> int:
-        if id not in catalogue.number_of:
-            raise UserError(f"removed: no item has the id {id!r}{nearest(id, catalogue.ids)}")
-        return catalogue.number_of[id]
 
-
-def _width(k: int) -> int:
+def width_of(k: int) -> int:
+    """The beams that a list of `k` items is searched with; lists of one width run together."""
     return next((width for width in _WIDTHS if k <= width), power_of_two(k))

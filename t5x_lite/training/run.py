@@ -18,6 +18,7 @@ from t5x_lite import interop, run_folder
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data import vocabularies
 from t5x_lite.data.instructions import BestItems
+from t5x_lite.data.templates import SPLITS
 from t5x_lite.decoding.trie import Trie, build_trie
 from t5x_lite.errors import UserError
 from t5x_lite.interop import Source
@@ -147,6 +148,7 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         manifest = run_folder.describe_model(self.model, self.vocabulary, self.lengths) | {
             "mixture_or_task": self.config.mixture_or_task_name,
+            "tasks": sorted(task.name for task in self.tasks),
             "best_metric": self.config.best_metric,
             "templates_sha256": self.templates_sha256,
         }
@@ -298,19 +300,27 @@ def _check_rules(run: Run) -> None:
         )
 
 
-def _prompts(tasks: tuple) -> dict[str, str]:
-    """The first seen wording, of tasks answered by items, that needs a history, interests, or both."""
+def _prompts(tasks: tuple) -> dict[str, tuple[str, ...]]:
+    """The wordings, seen ones first, of tasks answered by items, that need a history, interests, or both.
+
+    None of what has unseen wordings alone: the model was not trained on such.
+    """
     from t5x_lite.data import registry
 
-    found: dict[str, str] = {}
-    for instructions in map(registry.instructions_of, tasks):
-        if not instructions or not isinstance(instructions.answer_with, BestItems):
-            continue
-        for template in instructions.templates:
+    asking = [
+        instructions
+        for instructions in map(registry.instructions_of, tasks)
+        if instructions and isinstance(instructions.answer_with, BestItems)
+    ]
+    found: dict[str, dict[str, None]] = {}
+    for split in SPLITS:
+        for template in (template for instructions in asking for template in instructions.templates):
             fields = {name for _, name, _, _ in string.Formatter().parse(template.inputs) if name}
-            if template.split == "seen" and fields and fields <= {"history", "interests"}:
-                found.setdefault("+".join(sorted(fields)), template.inputs)
-    return found
+            name = "+".join(sorted(fields))
+            wanted = fields and fields <= {"history", "interests"} and (split == "seen" or name in found)
+            if template.split == split and wanted:
+                found.setdefault(name, {})[template.inputs] = None
+    return {name: tuple(wordings) for name, wordings in found.items()}
 
 
 def _base_path(given: str, source: Source) -> str:

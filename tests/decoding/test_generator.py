@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import gc
+import time
+import weakref
 
 import jax
 import numpy as np
@@ -99,6 +102,64 @@ def test_compiles_once_a_bucket_and_never_for_new_weights():
     assert generator.compile_count == 3
 
 
+def test_inputs_of_all_lengths_up_to_the_shortest_bucket_share_a_program():
+    generator = Generator(CONFIG, PARAMS, eos_id=EOS, shortest_bucket=64)
+    found = generator.generate([[2] * 5], GREEDY)
+    generator.generate([[2] * 64], GREEDY)
+    assert generator.compile_count == 1
+    assert_same(found, one_device().generate([[2] * 5], GREEDY))
+
+
+def test_generators_of_other_weights_share_programs_and_not_weights(compilations):
+    first = Generator(CONFIG, PARAMS, eos_id=EOS, max_batch=2)
+    inputs = random_inputs(lengths=(3, 5))
+    before = first.generate(inputs, GREEDY), first.search(inputs, TRIE, FIVE)
+    weights, alone = random_params(seed=5), Generator(CONFIG, random_params(seed=5), eos_id=EOS)
+    compilations.clear()
+    second = first.with_params(weights)
+    third = alone.sharing(first)
+    for other in (second, third):
+        assert other.generate(inputs, GREEDY) != before[0]
+        assert other.search(inputs, TRIE, FIVE) != before[1]
+        assert other.compile_count == first.compile_count == 2 and other.max_batch == 2
+    assert third.params is alone.params
+    assert (first.generate(inputs, GREEDY), first.search(inputs, TRIE, FIVE)) == before
+    assert compilations == []
+
+
+def test_programs_hold_no_weights_that_are_replaced():
+    weights = random_params(seed=5)
+    first = Generator(CONFIG, weights, eos_id=EOS)
+    first.generate([[3]], GREEDY)
+    table = weakref.ref(weights["token_embedder"]["embedding"])
+    second = first.with_params(PARAMS)
+    del first, weights
+    gc.collect()
+    assert table() is None
+    second.generate([[3]], GREEDY)
+    assert second.compile_count == 1
+
+
+def test_programs_of_another_model_or_end_are_not_shared():
+    first = Generator(CONFIG, PARAMS, eos_id=EOS)
+    other_size = Generator(dataclasses.replace(CONFIG, num_heads=4), PARAMS, eos_id=EOS)
+    for other in (other_size, Generator(CONFIG, PARAMS, eos_id=2)):
+        assert other.sharing(first) is other
+
+
+def test_time_on_the_devices_is_counted_and_shared():
+    first = Generator(CONFIG, PARAMS, eos_id=EOS)
+    second = first.with_params(PARAMS)
+    assert first.device_seconds == 0
+    began = time.perf_counter()
+    second.generate([[3]], GREEDY)
+    between = time.perf_counter()
+    assert 0.5 * (between - began) < first.device_seconds < between - began  # nearly all of it compiles
+    before = first.device_seconds
+    first.score([[3]], [[4]])
+    assert first.device_seconds == second.device_seconds > before
+
+
 def test_nothing_to_generate():
     generator = Generator(CONFIG, PARAMS, eos_id=EOS)
     assert generator.generate([], GREEDY) == []
@@ -188,6 +249,9 @@ def test_searches_compile_for_widths_of_prefixes_and_of_denied_items_and_for_fil
     assert compiled(4, allow=[some] * 4) == 1
     assert compiled(3, allow=[some] * 3) == 0  # the row of padding shares the filter
     assert compiled(4, allow=[[5], [6], None, some]) == 1
+    assert compiled(4, allow=[some] * 4, fewest_filters=256) == 0  # a batch has no room for more filters than rows
+    assert compiled(3, allow=[None, some, None], fewest_filters=4) == 0
+    assert compiled(4, fewest_filters=4) == 0  # without any
 
 
 def test_another_catalogue_of_its_size_is_searched_by_the_same_program():
@@ -221,20 +285,6 @@ def test_eight_devices_answer_as_one(options):
 
 
 # ---------------------------------------------------------------------- compiling ahead
-
-
-@pytest.fixture
-def compilations():
-    """Every program that JAX itself says it has compiled."""
-    seen = []
-
-    def listen(event, _, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(

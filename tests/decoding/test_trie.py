@@ -120,6 +120,18 @@ def test_a_filter_that_requests_share_is_kept_once():
     assert restrict(trie, [[]] * 8, [None] * 8).allowed_before is None
 
 
+def test_there_is_room_for_the_fewest_filters_where_any_request_has_one():
+    trie = build_trie(BY_HAND)
+    allow = [None, np.array([0, 1]), None]
+    shown = [
+        restrict(trie, [[]] * 3, allow, fewest_filters=fewest).allowed_before.shape[0] for fewest in (1, 2, 3, 4, 5)
+    ]
+    assert shown == [2, 2, 4, 4, 8]
+    assert restrict(trie, [[]] * 3, [None] * 3, fewest_filters=4).allowed_before is None
+    first, last = np.zeros((3, 1), np.int32), np.full((3, 1), 5, np.int32)
+    assert live(restrict(trie, [[1], [1, 2], []], allow, fewest_filters=4), first, last).tolist() == [[4], [1], [5]]
+
+
 def random_catalogue(size, seed, codes=16):
     """Distinct rows of three codes."""
     places = np.random.default_rng(seed).choice(codes**3, size, replace=False)

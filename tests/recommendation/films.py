@@ -26,9 +26,9 @@ RECENT, LONGEST = 3, 5  # so the last eight of a history are read; of titles, th
 GENRES = ("Comedy", "Drama", "Horror", "War")
 USERS = ("anna", "ben", "cleo", "dan", "eve", "finn", "gail", "hugo", "iris", "jan", "kim", "lou")
 PROMPTS = {
-    "history": "{history} What comes next?",
-    "interests": "Someone likes {interests}. Which?",
-    "history+interests": "After {history} they want {interests}.",
+    "history": ("{history} What comes next?", "What comes after {history}?", "{history}, and then?"),
+    "interests": ("Someone likes {interests}. Which?", "Which for {interests}?"),
+    "history+interests": ("After {history} they want {interests}.",),
 }
 INTERESTS = ("a comedy", "a war of the nineties", "horror")
 
@@ -83,7 +83,7 @@ def knowledge(kind="token", ratings=True, **changed):
 @functools.cache
 def words():
     """A vocabulary trained on titles and wordings; not one of the user's cache."""
-    texts = [*TITLES, *PROMPTS.values(), *INTERESTS, "nothing; 0123456789"]
+    texts = [*TITLES, *(text for texts in PROMPTS.values() for text in texts), *INTERESTS, "nothing; 0123456789"]
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, XDG_CACHE_HOME=cache):
         return vocabularies.train_sentencepiece(texts, 160)
 
@@ -96,10 +96,12 @@ def config(kind):
     )
 
 
-def new_engine(kind="token", inputs=32):
+def new_engine(kind="token", inputs=32, seed=0, **arguments):
     """One that has compiled nothing."""
     vocabulary = words().with_tokens(item_index(kind).tokens)
-    generator = Generator(config(kind), random_params(config(kind)), eos_id=vocabulary.eos_id)
+    # On a device of their own, as weights are that were loaded.
+    params = jax.device_put(random_params(config(kind), seed), jax.devices()[0])
+    generator = Generator(config(kind), params, eos_id=vocabulary.eos_id, **arguments)
     return Engine(vocabulary, generator, {"inputs": inputs, "targets": 8})
 
 
@@ -116,20 +118,18 @@ def recommender(kind="token", **changed):
 # ---------------------------------------------------------------------- what must come, the slow way
 
 
-def question(index, history, interests=""):
+def question(index, history, interests="", wording=None):
     """(prompt, prefix) as PROMPTS say: the last three films of a bare history are the decoder's, five more are read."""
 
     def text(items):
         return ("; " if index.kind == "title" else "").join(index.texts[item] for item in items) or "nothing"
 
     history = list(history)
-    if interests and history:
-        return f"After {text(history[-5:])} they want {interests}.", ""
-    if interests:
-        return f"Someone likes {interests}. Which?", ""
-    if index.kind == "title" or not history:
-        return f"{text(history[-5:])} What comes next?", ""
-    return f"{text(history[:-3][-5:])} What comes next?", text(history[-3:])
+    kind = ("history+interests" if history else "interests") if interests else "history"
+    older, prefix = history, ""
+    if kind == "history" and index.kind != "title" and history:
+        older, prefix = history[:-3], text(history[-3:])
+    return (wording or PROMPTS[kind][0]).format(history=text(older[-5:]), interests=interests), prefix
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -138,11 +138,10 @@ def _log_probabilities(config, params, inputs, targets):
     return jax.nn.log_softmax(bind(config, params)(batch))
 
 
-def scores(recommender, history, interests=""):
+def scores(recommender, history, interests="", wording=None):
     """The log-probability of each item's tokens after a question, by the model's own logits, each item on a row."""
-    index = recommender.knowledge.index
-    of_kind = engine(index.kind)
-    prompt, prefix = question(index, history, interests)
+    index, of_kind = recommender.knowledge.index, recommender.engine
+    prompt, prefix = question(index, history, interests, wording)
     sequences = index.sequences(of_kind.vocabulary)
     before = [0, *of_kind.vocabulary.encode(prefix)]
     asked = [*of_kind.vocabulary.encode(prompt), of_kind.vocabulary.eos_id]

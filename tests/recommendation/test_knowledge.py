@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import FieldError, UserError
 from t5x_lite.recommendation.catalogue import Catalogue
 from t5x_lite.recommendation.index import ItemIndex, title_index, token_index
 from t5x_lite.recommendation.knowledge import Knowledge
@@ -22,9 +22,9 @@ KNOWN = Knowledge(
     recent=2,
     longest=3,
     prompts={
-        "history": "{history} Next?",
-        "interests": "Who likes {interests}?",
-        "history+interests": "{history}: {interests}",
+        "history": ("{history} Next?", "What follows {history}?"),
+        "interests": ("Who likes {interests}?",),
+        "history+interests": ("{history}: {interests}", "{interests} after {history}"),
     },
 )
 TITLES = dataclasses.replace(KNOWN, index=title_index(FILMS), recent=0)
@@ -68,6 +68,27 @@ def test_the_last_items_are_the_decoders_and_those_before_the_encoders(history, 
     assert KNOWN.prompt(history, interests) == (prompt, prefix)
 
 
+@pytest.mark.parametrize(
+    ("history", "interests", "expected"),
+    [([0, 1, 3], "", ("What follows <item_0>?", "<item_1><item_3>")), ([1], "war", ("war after <item_1>", ""))],
+)
+def test_a_wording_is_chosen_by_its_number(history, interests, expected):
+    assert KNOWN.prompt(history, interests, 1) == expected
+    assert KNOWN.prompt(history, interests, 0) == KNOWN.prompt(history, interests) != expected
+
+
+def test_both_may_be_asked_about_where_a_history_is_empty():
+    assert KNOWN.prompt([], "war", 1, "history+interests") == ("war after nothing", "")
+
+
+@pytest.mark.parametrize("template", [2, -1])
+def test_a_wording_that_there_is_not(template):
+    says = f"^template {template}: this run has 2 wordings of history, numbers 0 to 1$"
+    with pytest.raises(FieldError, match=says) as error:
+        KNOWN.prompt([1], "", template)
+    assert error.value.field == "template"
+
+
 def test_of_titles_the_encoder_reads_all():
     assert TITLES.prompt([3, 0, 1, 2], "") == ("Emma; Heat; Solaris Next?", "")
     assert (TITLES.read(""), TITLES.read("war")) == (3, 3)
@@ -77,13 +98,14 @@ def test_of_titles_the_encoder_reads_all():
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [
-        ({"history": "{history}"}, "this run knows no prompts of history+interests; it has those of history"),
+        ({"history": ("{history}",)}, "this run knows no prompts of history+interests; it has those of history"),
         ({}, "this run knows no prompts of history+interests; it has those of none"),
     ],
 )
 def test_prompts_that_the_run_was_not_trained_on(prompts, says):
-    with pytest.raises(UserError, match=f"^{re.escape(says)}$"):
+    with pytest.raises(FieldError, match=f"^{re.escape(says)}$") as error:
         dataclasses.replace(KNOWN, prompts=prompts).prompt([1], "war")
+    assert error.value.field == "interests"
 
 
 # ---------------------------------------------------------------------- saved
@@ -144,7 +166,9 @@ def test_its_sha256_is_that_of_all_that_a_model_is_trained_on():
         {"ratings": [ratings[::-1] for ratings in KNOWN.ratings]},
         {"recent": 3},
         {"longest": 2},
-        {"prompts": {"history": "{history} Next?"}},
+        {"prompts": {"history": KNOWN.prompts["history"]}},
+        {"prompts": KNOWN.prompts | {"history": KNOWN.prompts["history"][::-1]}},
+        {"prompts": KNOWN.prompts | {"history": KNOWN.prompts["history"][:1]}},
     ]
     sums = [dataclasses.replace(KNOWN, **changed).sha256 for changed in others]
     assert len({KNOWN.sha256, *sums}) == 1 + len(others)

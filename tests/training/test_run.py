@@ -59,7 +59,7 @@ MIXTURE = register_mixture(
             ("After {history}:", "seen"),
             answer_with=BestItems(),
         ),
-        register("other", ("Behind {history}?", "seen"), answer_with=BestItems()),
+        register("other", ("Behind {history}?", "seen"), ("{history} Next?", "seen"), answer_with=BestItems()),
         register("wish", ("I want {interests}.", "seen"), answer_with=BestItems()),
         register("both", ("{interests} after {history}?", "seen"), answer_with=BestItems()),
     ],
@@ -140,14 +140,14 @@ def test_a_token_of_a_model_that_lacks_it_starts_as_the_mean_of_its_title(config
 
 
 def test_the_folder_has_items_users_and_the_prompts_that_ask_for_items(config):
-    """The first seen wording of each kind: neither of a task that is answered otherwise, nor one that needs more."""
+    """All wordings of each kind, seen ones first: neither of tasks that are answered otherwise, nor that need more."""
     run = prepare(config)
     write_run_folder(run)
     saved = Knowledge.load_run(config.model_dir)
     assert saved.prompts == {
-        "history": "{history} Next?",
-        "interests": "I want {interests}.",
-        "history+interests": "{interests} after {history}?",
+        "history": ("{history} Next?", "After {history}:", "Behind {history}?", "So far {history}, then"),
+        "interests": ("I want {interests}.",),
+        "history+interests": ("{interests} after {history}?",),
     }
     assert saved.catalogue.titles == TITLES
     assert saved.users == tuple(TAKEN)
