@@ -1,0 +1,117 @@
+"""What the device thread runs: batches of one kind, for one version. An error is the result of its own payload."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from t5x_lite.data.vocabularies import LOST_SHARE_WARNED
+from t5x_lite.decoding.engine import Answer, AnswerStream, Score
+from t5x_lite.errors import UserError
+from t5x_lite.recommendation.recommender import Recommendations, width_of
+from t5x_lite.serving import settings
+from t5x_lite.serving.served import Served
+
+
+class Timed(NamedTuple):
+    """A result, and the seconds of its batch on the host and on the device."""
+
+    value: Any
+    encode: float
+    decode: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computes payloads of one version; equal programs share batches."""
+
+    served: Served
+
+    def __call__(self, payloads: Sequence[Any]) -> list[Timed | Exception]:
+        generator = self.served.engine.generator
+        began, on_device = time.perf_counter(), generator.device_seconds
+        results = self.results(payloads)
+        decode = generator.device_seconds - on_device
+        encode = max(time.perf_counter() - began - decode, 0.0)
+        return [each if isinstance(each, Exception) else Timed(each, encode, decode) for each in results]
+
+    def results(self, payloads: Sequence[Any]) -> list[Any]:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommend(Program):
+    """Payloads are arguments of `Recommender.request`; reasons run apart, since they take many times as long."""
+
+    width: int
+    evidence: bool
+
+    @classmethod
+    def of(cls, served: Served, k: int, evidence: bool) -> "Recommend":
+        return cls(served, width_of(k), evidence)
+
+    def results(self, payloads: Sequence[Mapping[str, Any]]) -> list[Recommendations | UserError]:
+        recommender = self.served.recommender
+        requests = [_or_error(recommender.request, **payload) for payload in payloads]
+        answers = iter(recommender.answer([each for each in requests if not isinstance(each, UserError)]))
+        return [each if isinstance(each, UserError) else next(answers) for each in requests]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate(Program):
+    """Payloads are prompts; results are answers, and what of the prompt the model does not see."""
+
+    mode: str
+
+    def results(self, payloads: Sequence[str]) -> list[tuple[Answer, list[str]]]:
+        options = dataclasses.asdict(self.served.decodings[self.mode])
+        answers = self.served.engine.generate(payloads, **options)
+        return [(answer, warnings_of(self.served, prompt)) for answer, prompt in zip(answers, payloads, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreTargets(Program):
+    """Payloads are a prompt and its targets."""
+
+    def results(self, payloads: Sequence[tuple[str, Sequence[str]]]) -> list[list[Score]]:
+        pairs = [(prompt, target) for prompt, targets in payloads for target in targets]
+        width = self.served.engine.lengths["targets"]
+        scores = iter(self.served.engine.score(*map(list, zip(*pairs, strict=True)), width=width))
+        return [[next(scores) for _ in targets] for _, targets in payloads]
+
+
+@dataclasses.dataclass(frozen=True)
+class BeginStream(Program):
+    """Payloads are prompts; results are states for `ExtendStream`, and what of the prompt the model does not see."""
+
+    def results(self, payloads: Sequence[str]) -> list[tuple[AnswerStream, list[str]]]:
+        return [(self.served.engine.begin_stream(prompt), warnings_of(self.served, prompt)) for prompt in payloads]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtendStream(Program):
+    """Payloads are states of streams; results are the states some tokens later."""
+
+    def results(self, payloads: Sequence[AnswerStream]) -> list[AnswerStream]:
+        return [self.served.engine.extend_stream(state, settings.STREAMED_TOKENS) for state in payloads]
+
+
+def warnings_of(served: Served, prompt: str) -> list[str]:
+    """What the model does not see of a prompt."""
+    vocabulary, limit = served.engine.vocabulary, served.engine.lengths["inputs"]
+    warnings = []
+    length = len(vocabulary.encode(prompt)) + 1
+    if length > limit:
+        warnings.append(f"the prompt has {length} tokens; the model reads the first {limit}")
+    lost = vocabulary.coverage([prompt])
+    if lost.share > LOST_SHARE_WARNED:
+        characters = " ".join(lost.examples[:10])
+        warnings.append(f"{lost.share:.0%} of the characters are not in the model's vocabulary: {characters}")
+    return warnings
+
+
+def _or_error(function: Callable, **arguments: Any) -> Any:
+    try:
+        return function(**arguments)
+    except UserError as error:
+        return error

@@ -1,0 +1,94 @@
+"""The process: logs, compiled programs that outlive it, and an end that lets requests finish."""
+
+import logging
+import signal
+import sys
+import threading
+
+import jax
+import uvicorn
+
+from t5x_lite.errors import UserError
+from t5x_lite.files import cache_folder
+from t5x_lite.serving.app import create_app
+from t5x_lite.serving.protocol import BoundedHeaders
+from t5x_lite.serving.settings import Settings
+
+_SWITCH_SECONDS = 0.0005  # the event loop waits no longer for the device thread's Python
+
+
+def run(settings: Settings, *, host: str, port: int, drain: float) -> None:
+    """Serves until a signal, then `drain` seconds more, in which balancers notice, and until requests have ended.
+
+    UserError where the run folder cannot be served, or the port is taken.
+    """
+    _log_to_standard_output()
+    keep_compiled_programs()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    server: _Server | None = None
+    refusals: list[UserError] = []
+
+    def refused(error: UserError) -> None:
+        refusals.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, refused=refused)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=BoundedHeaders,
+        log_config=None,
+        access_log=False,  # guard.py writes one
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.timeout) + 5,
+    )
+    server = _Server(config, app.state.versions, drain)
+    try:
+        server.run()
+    except SystemExit:
+        raise UserError(f"{host}:{port} cannot be listened on; is it taken? give another --port") from None
+    if refusals:
+        raise refusals[0]
+
+
+class _Server(uvicorn.Server):
+    """Stops in two steps: not ready first, deaf later."""
+
+    def __init__(self, config: uvicorn.Config, versions, drain: float):
+        super().__init__(config)
+        self._versions = versions
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame) -> None:
+        if self._versions.current is None:  # nobody is being answered, and compiling would go on: end as by default
+            signal.signal(sig, signal.SIG_DFL)
+            return signal.raise_signal(sig)
+        if self._versions.draining or not self._drain:  # twice means now
+            return super().handle_exit(sig, frame)
+        self._versions.draining = True
+        timer = threading.Timer(self._drain, super().handle_exit, (sig, frame))
+        timer.daemon = True
+        timer.start()
+
+
+def _log_to_standard_output() -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access = logging.getLogger("t5x_lite.access")
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("t5x_lite").setLevel(logging.INFO)
+    logging.getLogger("t5x_lite.decoding").setLevel(logging.ERROR)  # its warnings are in the answers
+
+
+def keep_compiled_programs() -> None:
+    """In the user's cache, or where JAX_COMPILATION_CACHE_DIR says: a server that starts again compiles nothing."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
