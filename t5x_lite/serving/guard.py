@@ -1,19 +1,20 @@
 """Around every request: an id, size and time limits, the key, an early no where nothing is free, log and counters."""
 
 import asyncio
+import functools
 import hmac
 import json
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from t5x_lite.serving.batcher import Batcher
 from t5x_lite.serving.metrics import Metrics
-from t5x_lite.serving.problems import Problem, internal
+from t5x_lite.serving.problems import MEDIA_TYPE, Problem, internal
 from t5x_lite.serving.settings import Settings
 from t5x_lite.serving.versions import Versions
 
@@ -22,6 +23,7 @@ access = logging.getLogger("t5x_lite.access")
 
 COMPUTING = ("/v1/recommend", "/v1/generate", "/v1/score")
 _ROUTES = (*COMPUTING, "/v1/items", "/v1/info", "/health/live", "/health/ready", "/metrics", "/admin/reload", "/")
+_to_json = json.JSONEncoder().encode
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -39,6 +41,11 @@ class Guard:
         self._versions = versions
         self._batcher = batcher
         self._metrics = metrics
+        self._computing = 0  # requests that were let in and are not answered
+        # Looking a counter up by its labels takes longer than counting.
+        self._counters = functools.cache(
+            lambda route, status: (metrics.requests.labels(route, status), metrics.latency.labels(route))
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +55,7 @@ class Guard:
         request_id = _request_id(headers)
         scope["request_id"] = request_id
         status: int | None = None
+        computes = scope["path"] in COMPUTING and scope["method"] == "POST"
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -58,20 +66,23 @@ class Guard:
             await send(message)
 
         try:
-            problem = self._refusal(scope, headers)
+            problem = self._refusal(scope, headers, computes)
             if problem:
-                await problem.response(request_id)(scope, receive, answer)
+                computes = False
+                await _send(problem, request_id, answer)
             else:
+                self._computing += computes
                 await self._app(scope, self._limited(receive), answer)
         except Exception:
             log.exception("request %s failed", request_id)
             if status is None:
                 await internal().response(request_id)(scope, receive, answer)
         finally:
+            self._computing -= computes
             # 499: the client left before there was an answer.
             self._record(scope, request_id, status or 499, time.perf_counter() - began)
 
-    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Problem | None:
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes], computes: bool) -> Problem | None:
         """What needs no look at the body."""
         path, key = scope["path"], self._settings.api_key
         if path.startswith("/v1/") and key is not None and not bears(headers.get(b"authorization"), key):
@@ -79,10 +90,11 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 12 or int(length) > self._settings.max_body:
             return self._too_large()
-        if path in COMPUTING and scope["method"] == "POST":
+        if computes:
             if self._versions.current is None:
                 return Problem(503, "the model is being loaded and compiled", retry_after=5)
-            if self._batcher.full:
+            # What is being read has no place in the queue yet, and must not be read to find none.
+            if self._batcher.full or self._computing >= self._settings.max_queue + self._settings.max_batch:
                 self._metrics.rejected.labels("queue_full").inc()
                 return Problem(429, "the queue is full", retry_after=self._batcher.retry_after)
         return None
@@ -114,9 +126,9 @@ class Guard:
         return limited
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in _ROUTES else "other"
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.latency.labels(route).observe(seconds)
+        requests, latency = self._counters(scope["path"] if scope["path"] in _ROUTES else "other", status)
+        requests.inc()
+        latency.observe(seconds)
         if access.isEnabledFor(logging.INFO):
             client = scope["client"][0] if scope.get("client") else None
             line = {
@@ -126,7 +138,16 @@ class Guard:
                 "method": scope["method"],
             }
             line |= {"path": scope["path"][:200], "status": status, "ms": round(1000 * seconds, 2)}
-            access.info("%s", json.dumps(line))
+            access.info(_to_json(line))
+
+
+async def _send(problem: Problem, request_id: str, send: Send) -> None:
+    """What the problem's response would send, in less time: under overload most answers are these."""
+    body = _to_json(problem.body(request_id)).encode()
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(problem.headers or {})}
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status_code, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
 
 
 def bears(header: bytes | None, secret: str) -> bool:
@@ -137,4 +158,4 @@ def bears(header: bytes | None, secret: str) -> bool:
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
