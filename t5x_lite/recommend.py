@@ -2,10 +2,12 @@
 
 python -m t5x_lite.recommend --model_dir=runs/recommend --user=42
 python -m t5x_lite.recommend --model_dir=runs/recommend --history "Toy Story (1995)" --history "Heat" --evidence
+python -m t5x_lite.recommend --model_dir=runs/recommend --input=users.jsonl --output=lists.jsonl
 python -m t5x_lite.recommend --model_dir=runs/recommend --interests "comedies of the 1990s" --filter "year>=1995" --json
 """
 
 from t5x_lite import doors
+from t5x_lite.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -16,6 +18,9 @@ def main(argv: list[str]) -> None:
         who.add_argument("--user", help="id of a user in the training data")
         who.add_argument("--history", action="append", default=[], help="repeatable: title or id:ID, oldest first")
         who.add_argument("--interests", default="", help="what somebody says, like 'romance from the seventies'")
+        many = parser.add_argument_group("for many, in several processes where there are")
+        many.add_argument("--input", metavar="FILE", help=".jsonl or .csv with user, or history, interests, filters")
+        many.add_argument("--output", metavar="FILE", help=".jsonl; killed, the same command goes on with it")
         what = parser.add_argument_group("what")
         what.add_argument("--k", type=int, default=10, help="items in the list; default: 10")
         what.add_argument("--filter", action="append", default=[], dest="filters", help="repeatable: year>=1990")
@@ -25,6 +30,8 @@ def main(argv: list[str]) -> None:
         what.add_argument("--json", action="store_true", help="print one JSON object")
 
     args = doors.parse_flags(argv, __doc__, flags)
+    if args.input or args.output:
+        return _for_many(args)
     from t5x_lite.recommendation import printing
     from t5x_lite.recommendation.recommender import Recommender
 
@@ -39,6 +46,18 @@ def main(argv: list[str]) -> None:
         evidence=args.evidence,
     )
     print(printing.as_json(found) if args.json else printing.as_table(found))
+
+
+def _for_many(args) -> None:
+    if not (args.input and args.output):
+        raise UserError("--input and --output belong together: both name files")
+    for name in ("user", "history", "interests", "filters", "exclude", "include_seen", "evidence", "json"):
+        if getattr(args, name):
+            flag = "--filter" if name == "filters" else f"--{name}"
+            raise UserError(f"{flag} is for one list; --input has the fields of each of its records")
+    from t5x_lite.recommendation.lists import recommend_file
+
+    recommend_file(args.model_dir, args.input, args.output, k=args.k, step=args.step)
 
 
 if __name__ == "__main__":

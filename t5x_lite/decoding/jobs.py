@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -71,7 +71,7 @@ def infer(
     engine = Engine.load(model_dir, step)
     request.check_exemplars(engine)
     if job:
-        job.run(engine, {"model": _identity(model_dir), "step": step})
+        job.run(engine, {"model": identity(model_dir), "step": step})
     elif jax.process_index() == 0:
         # Who types sees each answer at once.
         for line in answer_lines(engine, request, asked, scores=scores, chunk=1 if sys.stdin.isatty() else CHUNK):
@@ -102,6 +102,12 @@ class Request:
         if self.mode == "score":
             return ("score", "token_scores")
         return ("answer", "score", "ended", *(("n_best",) if self.options.get("n_best", 1) > 1 else ()))
+
+    def described(self, engine: Engine) -> dict[str, Any]:
+        """All of it that the answers depend on."""
+        decoding = {} if self.mode == "score" else dataclasses.asdict(engine.decoding(**self.options))
+        exemplars = hashlib.sha256(json.dumps(self.exemplars).encode()).hexdigest()
+        return {"mode": self.mode, "seed": self.seed, "few_shot_sha256": exemplars, **decoding}
 
     def check_exemplars(self, engine: Engine) -> None:
         """Raises UserError where the worked examples leave the model no room for a question."""
@@ -177,6 +183,20 @@ def _line(result: Record, *, scores: bool) -> str:
 # ---------------------------------------------------------------------- a file in, a file out
 
 
+class Asks(Protocol):
+    """What a job needs of a request: `needed` fields of a record, those that it adds, and what they are."""
+
+    @property
+    def needed(self) -> Sequence[str]: ...
+
+    @property
+    def reserved(self) -> Sequence[str]: ...
+
+    def described(self, engine: Any) -> dict[str, Any]: ...
+
+    def results(self, engine: Any, asked: Sequence[Record], first_number: int) -> list[Record]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class FileJob:
     """Every record of `input` with its answer in `output`, which is whole or not there.
@@ -188,12 +208,12 @@ class FileJob:
 
     input: Path
     output: Path
-    request: Request
+    request: "Asks"
     total: int
     chunk: int = CHUNK
 
     @classmethod
-    def check(cls, input: str, output: str, request: Request, *, chunk: int = CHUNK) -> "FileJob":
+    def check(cls, input: str, output: str, request: "Asks", *, chunk: int = CHUNK) -> "FileJob":
         """Reads all of `input` once, so that a mistake in its last line does not end hours of work."""
         path = Path(output)
         if path.suffix != ".jsonl":
@@ -204,8 +224,8 @@ class FileJob:
         total = sum(1 for _ in records.read(input, request.needed, request.reserved))
         return cls(Path(input), path, request, total, chunk)
 
-    def run(self, engine: Engine, model: Mapping[str, Any]) -> None:
-        """`model` says which weights the engine has: a job goes on with the same ones only."""
+    def run(self, engine: Any, model: Mapping[str, Any]) -> None:
+        """The engine is what the request asks. `model` says which weights it has: a job goes on with the same only."""
         self._claim(self.fingerprint(engine, model))
         process, processes = jax.process_index(), jax.process_count()
         source = records.read(self.input, self.request.needed, self.request.reserved)
@@ -238,21 +258,11 @@ class FileJob:
     def parts(self) -> list[Path]:
         return [self.folder / f"{number:06}.jsonl" for number in range(-(-self.total // self.chunk))]
 
-    def fingerprint(self, engine: Engine, model: Mapping[str, Any]) -> dict[str, Any]:
+    def fingerprint(self, engine: Any, model: Mapping[str, Any]) -> dict[str, Any]:
         """All that the output depends on."""
-        request = self.request
-        decoding = {} if request.mode == "score" else dataclasses.asdict(engine.decoding(**request.options))
         with open(self.input, "rb") as file:
             read = hashlib.file_digest(file, "sha256").hexdigest()
-        return {
-            "input_sha256": read,
-            "chunk": self.chunk,
-            **model,
-            "mode": request.mode,
-            "seed": request.seed,
-            "few_shot_sha256": hashlib.sha256(json.dumps(request.exemplars).encode()).hexdigest(),
-            **decoding,
-        }
+        return {"input_sha256": read, "chunk": self.chunk, **model, **self.request.described(engine)}
 
     def _claim(self, fingerprint: Mapping[str, Any]) -> None:
         """Makes the folder of parts this job's. UserError where it is another's, which stays as it is."""
@@ -297,7 +307,7 @@ class FileJob:
         self.folder.rmdir()
 
 
-def _identity(model_dir: str) -> str:
+def identity(model_dir: str) -> str:
     """The sha256 of a run's manifest; of another model its name."""
     manifest = Path(model_dir) / MANIFEST
     return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else str(model_dir)
