@@ -43,32 +43,17 @@ class Lists:
 
     def results(self, recommender: Recommender, asked: Sequence[Record], first_number: int) -> list[Record]:
         """What the output adds to each record."""
-        requests = [self._request(recommender, record) for record in asked]
-        found = iter(recommender.answer([each for each in requests if not isinstance(each, UserError)]))
-        return [
-            {"items": [], "problem": str(each)} if isinstance(each, UserError) else _listed(next(found))
-            for each in requests
-        ]
-
-    def _request(self, recommender: Recommender, record: Record) -> Any:
-        try:
-            return recommender.request(k=self.k, **_fields(record))
-        except UserError as error:
-            return error
+        found = recommender.recommend_each([{"k": self.k} | _fields(record) for record in asked])
+        return [{"items": [], "problem": str(each)} if isinstance(each, UserError) else _listed(each) for each in found]
 
 
 def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a request; a cell of CSV has several values with | between them, and an empty one none."""
-    fields = {name: record[name] for name in _FIELDS if record.get(name)}
-    for name, value in fields.items():
-        if name in _LISTS and isinstance(value, str):
-            fields[name] = value.split(SEVERAL)
-        of_texts = isinstance(value, str) or (
-            name in _LISTS and isinstance(value, list) and all(isinstance(each, str) for each in value)
-        )
-        if not of_texts:
-            raise UserError(f"{name} is {value!r:.60}; give {'a list of texts' if name in _LISTS else 'a text'}")
-    return fields
+    fields = {name: record[name] for name in _FIELDS if record.get(name) not in (None, "")}
+    if isinstance(fields.get("user"), int):  # as many write an id in JSON
+        fields["user"] = str(fields["user"])
+    cells = {name: fields[name].split(SEVERAL) for name in _LISTS if isinstance(fields.get(name), str)}
+    return fields | cells
 
 
 def _listed(found: Recommendations) -> Record:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,18 @@ class Recommender:
         """The list for a request of these fields, which are those of `request`."""
         return self.answer([self.request(**fields)])[0]
 
+    def recommend_each(self, fields: Iterable[Mapping[str, Any]]) -> list[Recommendations | UserError]:
+        """A list for each request of these fields, or what is wrong with it; good ones run as batches."""
+        requests = [self._request_or_error(each) for each in fields]
+        found = iter(self.answer([each for each in requests if isinstance(each, Request)]))
+        return [next(found) if isinstance(each, Request) else each for each in requests]
+
+    def _request_or_error(self, fields: Mapping[str, Any]) -> Request | UserError:
+        try:
+            return self.request(**fields)
+        except UserError as error:
+            return error
+
     def request(
         self,
         *,
@@ -144,6 +156,13 @@ class Recommender:
         `filters` are those of `Catalogue.matching`; `history`, `exclude` and `candidates` are titles or ids, and
         `template` the number of a wording. FieldError for users, titles, filters and wordings that are not known.
         """
+        for field, text in (("user", user or ""), ("interests", interests)):
+            if not isinstance(text, str):
+                raise FieldError(field, f"{field} is {text!r:.60}; give a text")
+        lists = {"history": history, "candidates": candidates or (), "filters": filters, "exclude": exclude}
+        for field, texts in lists.items():
+            if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
+                raise FieldError(field, f"{field} is {texts!r:.60}; give a list of texts")
         if user is not None and len(history):
             raise FieldError("user", "user and history: give the one or the other")
         if user is None:
@@ -178,8 +197,6 @@ class Recommender:
 
     def _numbers(self, field: str, texts: Sequence[str]) -> list[int]:
         """The items of these titles or ids."""
-        if isinstance(texts, str):
-            raise FieldError(field, f"{texts!r:.60} is one text; give a list of titles")
         numbers = []
         for place, text in enumerate(texts):
             with about(f"{field}[{place}]"):

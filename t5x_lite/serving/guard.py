@@ -68,17 +68,18 @@ class Guard:
         try:
             problem = self._refusal(scope, headers, computes)
             if problem:
-                computes = False
                 await _send(problem, request_id, answer)
             else:
                 self._computing += computes
-                await self._app(scope, self._limited(receive), answer)
+                try:
+                    await self._app(scope, self._limited(receive), answer)
+                finally:
+                    self._computing -= computes
         except Exception:
             log.exception("request %s failed", request_id)
             if status is None:
                 await internal().response(request_id)(scope, receive, answer)
         finally:
-            self._computing -= computes
             # 499: the client left before there was an answer.
             self._record(scope, request_id, status or 499, time.perf_counter() - began)
 

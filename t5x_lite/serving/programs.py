@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from t5x_lite.data.vocabularies import LOST_SHARE_WARNED
 from t5x_lite.decoding.engine import Answer, AnswerStream, Score
-from t5x_lite.errors import UserError
+from t5x_lite.errors import FieldError, UserError
 from t5x_lite.recommendation.recommender import Recommendations, width_of
 from t5x_lite.serving import settings
 from t5x_lite.serving.served import Served
@@ -51,10 +51,7 @@ class Recommend(Program):
         return cls(served, width_of(k), evidence)
 
     def results(self, payloads: Sequence[Mapping[str, Any]]) -> list[Recommendations | UserError]:
-        recommender = self.served.recommender
-        requests = [_or_error(recommender.request, **payload) for payload in payloads]
-        answers = iter(recommender.answer([each for each in requests if not isinstance(each, UserError)]))
-        return [each if isinstance(each, UserError) else next(answers) for each in requests]
+        return self.served.recommender.recommend_each(payloads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +70,22 @@ class Generate(Program):
 class ScoreTargets(Program):
     """Payloads are a prompt and its targets."""
 
-    def results(self, payloads: Sequence[tuple[str, Sequence[str]]]) -> list[list[Score]]:
-        pairs = [(prompt, target) for prompt, targets in payloads for target in targets]
+    def results(self, payloads: Sequence[tuple[str, Sequence[str]]]) -> list[list[Score] | FieldError]:
+        errors = [self._too_long(targets) for _, targets in payloads]
+        good = [payload for payload, error in zip(payloads, errors, strict=True) if error is None]
+        prompts = [prompt for prompt, targets in good for _ in targets]
         width = self.served.engine.lengths["targets"]
-        scores = iter(self.served.engine.score(*map(list, zip(*pairs, strict=True)), width=width))
-        return [[next(scores) for _ in targets] for _, targets in payloads]
+        scores = iter(self.served.engine.score(prompts, [each for _, targets in good for each in targets], width=width))
+        return [error or [next(scores) for _ in targets] for (_, targets), error in zip(payloads, errors, strict=True)]
+
+    def _too_long(self, targets: Sequence[str]) -> FieldError | None:
+        """A longer target than the model writes would need a program of its own."""
+        longest = self.served.engine.lengths["targets"]
+        for number, target in enumerate(targets):
+            length = len(self.served.engine.vocabulary.encode(target)) + 1
+            if length > longest:
+                return FieldError(f"targets[{number}]", f"has {length} tokens; the model writes {longest} at most")
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +116,3 @@ def warnings_of(served: Served, prompt: str) -> list[str]:
         characters = " ".join(lost.examples[:10])
         warnings.append(f"{lost.share:.0%} of the characters are not in the model's vocabulary: {characters}")
     return warnings
-
-
-def _or_error(function: Callable, **arguments: Any) -> Any:
-    try:
-        return function(**arguments)
-    except UserError as error:
-        return error

@@ -4,7 +4,7 @@ import asyncio
 import http
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -87,10 +87,7 @@ def router(server: Server) -> APIRouter:
         recommender = _able(server, "recommend").recommender
         found = await asyncio.to_thread(recommender.titles.search, q, limit)
         catalogue = recommender.knowledge.catalogue
-        ids = [catalogue.ids[number] for number in found]
-        titles = [catalogue.titles[number] for number in found]
-        rows = zip(ids, titles, strict=True)
-        return {"items": [{"item": i, "title": t, "attributes": _attributes(catalogue, i)} for i, t in rows]}
+        return {"items": [_described_item(catalogue, number) for number in found]}
 
     @routes.get("/info", responses=PROBLEMS)
     async def info() -> dict[str, Any]:
@@ -110,9 +107,9 @@ def router(server: Server) -> APIRouter:
     return routes
 
 
-def _attributes(catalogue: Catalogue, item: str) -> dict[str, Sequence[str]]:
-    number = catalogue.number_of[item]
-    return {name: column[number] for name, column in catalogue.attributes.items()}
+def _described_item(catalogue: Catalogue, number: int) -> dict[str, Any]:
+    attributes = {name: column[number] for name, column in catalogue.attributes.items()}
+    return {"item": catalogue.ids[number], "title": catalogue.titles[number], "attributes": attributes}
 
 
 def _able(server: Server, capability: str) -> Served:
@@ -167,14 +164,8 @@ async def recommended(server: Server, served: Served, body: RecommendRequest) ->
 
 def _items(found: Recommendations, catalogue: Catalogue, evidence: bool) -> list[dict[str, Any]]:
     rows = [
-        {
-            "rank": item.rank,
-            "item": item.item,
-            "title": item.title,
-            "score": round(item.score, 6),
-            "attributes": _attributes(catalogue, item.item),
-        }
-        for item in found.items
+        {"rank": each.rank, "score": round(each.score, 6), **_described_item(catalogue, catalogue.number_of[each.item])}
+        for each in found.items
     ]
     if evidence:
         for row, item in zip(rows, found.items, strict=True):
@@ -241,11 +232,6 @@ def _event(data: dict[str, Any], name: str | None = None) -> str:
 
 async def scored(server: Server, served: Served, body: ScoreRequest) -> dict[str, Any]:
     """The scores of one prompt's targets."""
-    longest = served.engine.lengths["targets"]
-    for number, target in enumerate(body.targets):
-        length = len(served.engine.vocabulary.encode(target)) + 1
-        if length > longest:
-            raise of_field(f"targets[{number}]", f"has {length} tokens; the model writes {longest} at most")
     payload, deadline = (body.prompt, body.targets), server.deadline(body.deadline_ms)
     found, timing = await server.run("/v1/score", ScoreTargets(served), payload, deadline)
     scores = [{"total": round(each.total, 6), "tokens": [round(x, 6) for x in each.tokens]} for each in found]

@@ -133,11 +133,13 @@ class Served:
     # ------------------------------------------------------------------ before it serves
 
     def warm_up(self, settings: Settings) -> None:
-        """Compiles every program that a request may need, within the settings' batches and lists."""
+        """Compiles, and computes, all that any request may need, within the settings' batches and lists."""
         longest = self.engine.lengths["inputs"]
         if self.recommender:
             widths = {width_of(k) for k in range(1, settings.max_k + 1)}
             self.recommender.warm_up(widths=widths, most_requests=settings.max_batch)
+            self.recommender.titles.search("a")  # what it looks up in is made once, and of a large catalogue not soon
+        _ = self.described_items, self.languages
         if self.answers:
             generator = self.engine.generator
             for decoding in self.decodings.values():

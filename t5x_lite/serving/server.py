@@ -14,6 +14,8 @@ from t5x_lite.serving.app import create_app
 from t5x_lite.serving.protocol import BoundedHeaders
 from t5x_lite.serving.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _SWITCH_SECONDS = 0.0005  # the event loop waits no longer for the device thread's Python
 
 
@@ -22,7 +24,7 @@ def run(settings: Settings, *, host: str, port: int, drain: float) -> None:
 
     UserError where the run folder cannot be served, or the port is taken.
     """
-    _log_to_standard_output()
+    _set_up_logs()
     keep_compiled_programs()
     sys.setswitchinterval(_SWITCH_SECONDS)
     server: _Server | None = None
@@ -46,6 +48,9 @@ def run(settings: Settings, *, host: str, port: int, drain: float) -> None:
         timeout_graceful_shutdown=int(settings.timeout) + 5,
     )
     server = _Server(config, app.state.versions, drain)
+    log.info(
+        "loading and compiling %s, which a later start need not; then http://%s:%d/", settings.model_dir, host, port
+    )
     try:
         server.run()
     except SystemExit:
@@ -68,21 +73,25 @@ class _Server(uvicorn.Server):
             return signal.raise_signal(sig)
         if self._versions.draining or not self._drain:  # twice means now
             return super().handle_exit(sig, frame)
+        log.info("not ready any more; stopping in %g s, and at once at a second signal", self._drain)
         self._versions.draining = True
         timer = threading.Timer(self._drain, super().handle_exit, (sig, frame))
         timer.daemon = True
         timer.start()
 
 
-def _log_to_standard_output() -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    access = logging.getLogger("t5x_lite.access")
-    access.addHandler(handler)
-    access.setLevel(logging.INFO)
-    access.propagate = False
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("t5x_lite").setLevel(logging.INFO)
+def _set_up_logs() -> None:
+    """Requests to standard output, what the server itself does to standard error; libraries only warn."""
+    for name, stream, form in (
+        ("t5x_lite.access", sys.stdout, "%(message)s"),
+        ("t5x_lite", sys.stderr, "%(asctime)s %(message)s"),
+    ):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter(form))
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     logging.getLogger("t5x_lite.decoding").setLevel(logging.ERROR)  # its warnings are in the answers
 
 

@@ -56,9 +56,11 @@ class Versions:
                 found = await _in_a_thread_of_its_own(self._prepare)
             except Exception as error:
                 self._metrics.reloads.labels("refused").inc()
-                log.error("not served: %s", error)
                 if isinstance(error, UserError):
+                    if self.current:  # else the process ends with this line
+                        log.warning("refused, %s stays: %s", self.current.model_version, error)
                     raise
+                log.exception("%s cannot be loaded", self._settings.model_dir)
                 raise UserError(f"{self._settings.model_dir!r} cannot be loaded ({type(error).__name__})") from error
             if self.current and _names(found) == _names(self.current):
                 return False

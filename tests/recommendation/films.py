@@ -22,6 +22,7 @@ from t5x_lite.recommendation.splits import leave_one_out
 from tests.decoding.models import random_params
 
 SIZE = 40
+EVERYTHING = set(range(SIZE))
 RECENT, LONGEST = 3, 5  # so the last eight of a history are read; of titles, the last five
 GENRES = ("Comedy", "Drama", "Horror", "War")
 USERS = ("anna", "ben", "cleo", "dan", "eve", "finn", "gail", "hugo", "iris", "jan", "kim", "lou")
@@ -152,3 +153,21 @@ def scores(recommender, history, interests="", wording=None):
     found = np.asarray(_log_probabilities(config(index.kind), of_kind.generator.params, inputs, targets), np.float64)
     first = len(before) - 1
     return np.array([row[first + np.arange(len(one)), one].sum() for row, one in zip(found, sequences, strict=False)])
+
+
+def numbers(found):
+    return [FILMS.number_of[each.item] for each in found.items]
+
+
+def scores_of(found):
+    return [each.score for each in found.items]
+
+
+def check_ranking(found, expected, left, k):
+    """`found` has the best `k` of what is left by these scores, as far as rounding can tell them apart."""
+    items = numbers(found)
+    count = min(k, len(left))
+    assert len(items) == len(set(items)) == count and set(items) <= left
+    assert [each.rank for each in found.items] == list(range(1, count + 1))
+    np.testing.assert_allclose(scores_of(found), expected[items], atol=2e-4)
+    np.testing.assert_allclose(scores_of(found), sorted(expected[list(left)], reverse=True)[:count], atol=2e-4)

@@ -17,6 +17,9 @@ ASKED = [
     {"interests": "horror", "exclude": [TITLES[0]], "candidates": list(TITLES[:6])},
     {},
     {"history": 7},
+    {"interests": ["horror"]},
+    {"filters": [3], "user": "ben"},
+    {"user": 0},
 ]
 
 
@@ -39,7 +42,8 @@ def test_each_record_gets_the_list_that_it_would_get_alone_or_its_problem(tmp_pa
         assert [item["item"] for item in record["items"]] == [each.item for each in expected.items]
         assert (record["source"], record["warnings"]) == (expected.source, list(expected.warnings))
     problems = {number: record["problem"] for number, record in enumerate(found) if "problem" in record}
-    assert set(problems) == {2, 5} and "nobody" in problems[2] and "list of texts" in problems[5]
+    assert set(problems) == {2, 5, 6, 7, 8} and "nobody" in problems[2] and "user '0'" in problems[8]
+    assert "history is 7; give a list of texts" in problems[5] and "give a text" in problems[6]
 
 
 def test_cells_of_a_table_have_several_values(tmp_path):
