@@ -48,9 +48,7 @@ def run(settings: Settings, *, host: str, port: int, drain: float) -> None:
         timeout_graceful_shutdown=int(settings.timeout) + 5,
     )
     server = _Server(config, app.state.versions, drain)
-    log.info(
-        "loading and compiling %s, which a later start need not; then http://%s:%d/", settings.model_dir, host, port
-    )
+    log.info("loading and compiling %s (faster the next time), then at http://%s:%d/", settings.model_dir, host, port)
     try:
         server.run()
     except SystemExit:
