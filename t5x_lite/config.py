@@ -277,6 +277,13 @@ def build(name: str, **arguments: Any) -> Any:
         raise UserError(first_line(error)) from None
 
 
+def value(name: str) -> Any:
+    """What is bound to `configurable.parameter`, macros followed; None where nothing is."""
+    selector, _, parameter = name.rpartition(".")
+    key = ("", _configurable(selector, name).selector, parameter)
+    return _follow(key)[1] if key in _where else None
+
+
 def write_config(run_dir: str) -> None:
     """Writes config.gin (alone, it makes the run again) and config.json, for other tools; both whole or not at all."""
     for name, text in (("config.gin", gin.operative_config_str()), ("config.json", json.dumps(as_json(), indent=1))):
@@ -318,12 +325,14 @@ def _register() -> None:
     """Gives gin the framework's names; here, so that the rooms themselves need no gin."""
     from t5x_lite.model import Lora, T5Config
     from t5x_lite.partitioning import make_partitioner
+    from t5x_lite.planning.request import PlanConfig
     from t5x_lite.recommendation.data import recommendation_data
     from t5x_lite.training import optimizers
     from t5x_lite.training.run import TrainConfig
     from t5x_lite.training.schedules import learning_rate
 
     register("train", TrainConfig)
+    register("plan", PlanConfig)
     register("T5Config", T5Config)
     register("Lora", Lora)
     register("Partitioner", make_partitioner)

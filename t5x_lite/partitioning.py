@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError, nearest
@@ -73,15 +74,22 @@ class Partitioner:
             yield
 
 
-def make_partitioner(mesh_shape: Mapping[str, int] | None = None, rules: Sequence[Rule] = DATA_PARALLEL) -> Partitioner:
-    """A partitioner over all devices, data parallel by default, after joining the job's other processes.
+def make_partitioner(
+    mesh_shape: Mapping[str, int] | None = None,
+    rules: Sequence[Rule] = DATA_PARALLEL,
+    devices: Sequence[jax.Device] | None = None,
+) -> Partitioner:
+    """A partitioner over the devices, data parallel by default.
 
-    One mesh axis may be -1, "what is left". Without a -1 the mesh takes the first devices and may leave some
-    out, unless there are several processes.
+    Without `devices` it is over all of them, after joining the job's other processes. One mesh axis may be -1, "what
+    is left". Without a -1 the mesh takes the first devices and may leave some out, unless there are several processes.
+    Where the devices are of several slices, `data` crosses them and the other axes stay within one.
 
     Raises UserError for an unknown axis and for a shape that the devices do not fill.
     """
-    initialize_distributed()
+    if devices is None:
+        initialize_distributed()
+        devices = jax.devices()
     shape = dict(mesh_shape or {"data": -1})
     for name, size in shape.items():
         _check_name("Partitioner.mesh_shape", "mesh axis", name, MESH_AXES)
@@ -91,7 +99,6 @@ def make_partitioner(mesh_shape: Mapping[str, int] | None = None, rules: Sequenc
         _check_name("Partitioner.rules", "logical axis", name, LOGICAL_AXES)
         for mesh_axis in _mesh_axes(target) or ():
             _check_name(f"Partitioner.rules, {name!r}", "mesh axis", mesh_axis, MESH_AXES)
-    devices = jax.devices()
     sizes = _mesh_sizes(shape, len(devices))
     return _over(devices[: math.prod(sizes)], sizes, rules)
 
@@ -104,7 +111,19 @@ def local_partitioner() -> Partitioner:
 
 
 def _over(devices: Sequence[jax.Device], sizes: tuple[int, ...], rules: Sequence[Rule]) -> Partitioner:
-    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    if slices > 1:
+        data, *others = sizes
+        if data % slices:
+            raise UserError(
+                f"Partitioner.mesh_shape: the data axis is {data} and the devices are of {slices} slices, which only "
+                f"data crosses; make it a multiple of {slices}"
+            )
+        within = (data // slices, *others)
+        mesh = Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES, axis_types=auto)
+    else:
+        mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
     return Partitioner(mesh, tuple((name, _mesh_axes(target)) for name, target in rules))
 
 

@@ -4,12 +4,12 @@ import dataclasses
 import re
 from typing import Literal
 
-Remat = Literal["none", "minimal", "full"]
+Remat = Literal["none", "minimal", "full", "offload"]
 
 _ACTIVATIONS = (("gelu", "linear"), ("relu",))
 _DTYPES = ("float32", "bfloat16")
 ARCHITECTURE_SIZES = ("d_model", "num_heads", "head_dim", "d_ff", "num_encoder_layers", "num_decoder_layers")
-_REMATS = ("none", "minimal", "full")
+_REMATS = ("none", "minimal", "full", "offload")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class T5Config:
     `vocab_size` 0 stands for "not known yet": a run fills in the size of its vocabulary. The tables have
     `vocab_rows` rows, that size rounded up to `vocab_multiple` so that they divide over a mesh; nothing outside
     of the model sees the rows above `vocab_size`. `remat` says what
-    the backward pass computes again: nothing, all but the matrix products, or everything of a layer.
+    the backward pass computes again: nothing, all but the matrix products, or everything of a layer, whose input is
+    kept on the device or, with "offload", in the host's memory.
     `scan_layers` holds all layers in one array a weight and compiles one layer, whatever the depth.
 
     Raises ValueError, in one line, for a value that makes no model.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from t5x_lite.model.axes import constrain
@@ -33,6 +34,20 @@ from t5x_lite.model.lora import add_adapters
 PAD_ID = 0
 
 Batch = Mapping[str, Int[Array, "B S"]]
+
+_LAYER_INPUT = "layer_input"
+
+# By T5Config.remat, what of a layer the backward pass finds in memory; None: its input.
+_KEPT = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 class EncoderLayer(nnx.Module):
@@ -160,10 +175,10 @@ class Stack(nnx.Module):
 
         `per_layer` and the outs are a stack along a leading axis when layers are scanned, else a tuple.
         """
-        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if self.config.remat == "minimal" else None
         if self.config.remat != "none":
             # A scan already keeps XLA from merging the recomputation with the forward pass.
-            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.config.scan_layers)
+            scanned, policy = self.config.scan_layers, _KEPT[self.config.remat]
+            body = jax.checkpoint(_named_input(body), policy=policy, prevent_cse=not scanned)
         if self.config.scan_layers:
             return jax.lax.scan(
                 lambda x, layer_item: body(layer_item[0], x, layer_item[1]), x, (self.layers, per_layer)
@@ -376,6 +391,10 @@ class T5(nnx.Module):
             logits = self.decoder.logits_dense(x, preferred_element_type="float32")
         # The rows that pad the table are no tokens: cut here, no softmax outside can give them weight.
         return constrain(logits, "batch", "length", "vocab")[..., : self.config.vocab_size]
+
+
+def _named_input(body: Callable) -> Callable:
+    return lambda layer, x, item: body(layer, x if x is None else checkpoint_name(x, _LAYER_INPUT), item)
 
 
 def _bias_of_layer(config: T5Config, init: Initializer, *, bidirectional: bool) -> RelativeBias | None:

@@ -149,7 +149,7 @@ def unrolled_without_remat():
 
 @pytest.mark.parametrize(
     ("remat", "scan_layers"),
-    [("minimal", False), ("full", False), ("none", True), ("minimal", True), ("full", True)],
+    [("minimal", False), ("full", False), ("none", True), ("minimal", True), ("full", True), ("offload", True)],
 )
 def test_scan_and_remat_change_no_number(unrolled_without_remat, remat, scan_layers):
     """Dropout is on, so the masks are the same too."""

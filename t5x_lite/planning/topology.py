@@ -1,0 +1,161 @@
+"""The devices that a plan is made for, by name: a TPU slice (`v5p:4x4x4`), GPUs (`h100:8`), CPU devices (`cpu:8`)."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+from t5x_lite.doors import first_line
+from t5x_lite.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One device as its maker describes it; rates a second, bfloat16 dense.
+
+    `link` is what one device sends over one link in one direction: an ICI link of a TPU, all of NVLink of a GPU. A
+    TPU's torus closes in a dimension that has a multiple of `wraps` chips. `network` is a device's share of what its
+    host sends to other slices or hosts.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    bandwidth: float
+    link: float
+    network: float
+    dimensions: int = 1
+    wraps: int = 1
+
+
+_GIB = 2**30
+
+# TPUs: cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book/tpus; memory as the compiler leaves it to a program,
+# a part of the 16, 32 and 96 GB being its own. GPUs: NVIDIA's data sheets of the SXM boards, NVLink one way, a network
+# card of 400 Gb/s each (A100: 200).
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("v4", 275e12, int(30.75 * _GIB), 1.2e12, 4.5e10, 3.1e9, 3, 4),
+        Kind("v5e", 197e12, int(15.75 * _GIB), 8.1e11, 4.5e10, 3.1e9, 2, 16),
+        Kind("v5p", 459e12, int(95.74 * _GIB), 2.8e12, 9e10, 6.25e9, 3, 4),
+        Kind("v6e", 918e12, int(31.25 * _GIB), 1.6e12, 9e10, 1.25e10, 2, 16),
+        Kind("a100", 312e12, 80 * 10**9, 2.0e12, 3e11, 2.5e10),
+        Kind("h100", 989e12, 80 * 10**9, 3.35e12, 4.5e11, 5e10),
+        Kind("h200", 989e12, 141 * 10**9, 4.8e12, 4.5e11, 5e10),
+        Kind("b200", 2250e12, 180 * 10**9, 8.0e12, 9e11, 5e10),
+    )
+}
+# libtpu would ask the network which TPU it is on, let no second process load it, and complain on the terminal.
+_ONLY_COMPILE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+_EXAMPLES = "v5p:4x4x4, v5e:16x16, 2*v5e:16x16 (two slices), h100:8, cpu:8"
+_GPUS_A_HOST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`shape` is a slice's; `kind` is None for CPU devices, of which no peak is known beforehand."""
+
+    name: str
+    shape: tuple[int, ...]
+    slices: int
+    kind: Kind | None
+
+    @property
+    def size(self) -> int:
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.kind is not None and self.kind.dimensions > 1
+
+    @property
+    def compiles(self) -> bool:
+        """Whether XLA compiles for it here; for GPUs it does only where one is."""
+        return self.kind is None or self.is_tpu
+
+    def axis_rate(self, extent: int) -> float:
+        """Bytes a second of one device along one dimension of the torus: both ways where that is a ring."""
+        return self.kind.link * (2 if extent % self.kind.wraps == 0 else 1)
+
+    def rate(self, devices: int) -> float:
+        """Bytes a second that each of a group of neighbours sends, the group laid out as compactly as it goes."""
+        if not self.is_tpu:
+            return self.kind.link if devices <= _GPUS_A_HOST else self.kind.network
+        if devices > math.prod(self.shape):
+            return self.kind.network
+        rate, left = 0.0, devices
+        for extent in sorted(self.shape):
+            if left > 1 and extent > 1:
+                rate += self.axis_rate(min(extent, left))
+                left = -(-left // extent)
+        return rate
+
+    def devices(self) -> list[Any]:
+        """JAX's devices: of a TPU's topology without a TPU, or virtual ones.
+
+        Raises UserError where libtpu is not installed, or knows no such slice.
+        """
+        import jax
+        from jax.experimental import topologies
+
+        if self.kind is None:
+            return jax.devices()[: self.size]
+        os.environ.update(_ONLY_COMPILE)
+        slices = {"num_slices": self.slices} if self.slices > 1 else {}
+        try:
+            return topologies.get_topology_desc(self.name, platform="tpu", **slices).devices
+        except Exception as error:  # libtpu's own kinds
+            raise UserError(
+                f"--topology {self.name!r}: the compiler knows no such slice ({first_line(error)[:200]})"
+            ) from None
+
+
+def parse(text: str) -> Topology:
+    """Reads a name like those above. Raises UserError for what is none, and where libtpu is missing."""
+    match = re.fullmatch(r"(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)*)", text.lower())
+    if not match:
+        raise UserError(f"--topology {text!r} is no topology; write one like {_EXAMPLES}")
+    slices, name, shape = int(match[1] or 1), match[2], tuple(map(int, match[3].split("x")))
+    if name != "cpu" and name not in KINDS:
+        raise UserError(
+            f"--topology {text!r}: no device {name!r}{nearest(name, [*KINDS, 'cpu'])}; write one like {_EXAMPLES}"
+        )
+    kind = KINDS.get(name)
+    if min(*shape, slices) < 1:
+        raise UserError(f"--topology {text!r}: every number must be at least 1")
+    if kind is None or kind.dimensions == 1:
+        if len(shape) != 1 or slices != 1:
+            raise UserError(f"--topology {text!r}: {name} takes a number of devices, like {name}:8")
+    elif len(shape) != kind.dimensions:
+        chips = math.prod(shape)
+        sides = " x ".join("?" * kind.dimensions)
+        raise UserError(f"--topology {text!r}: a slice of {name} is {sides} chips, like {_like(kind, chips)}")
+    elif importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology {text!r} is compiled by libtpu, which is not installed: pip install 't5x_lite[tpu]'"
+        )
+    return Topology(f"{name}:{match[3]}", shape, slices, kind)
+
+
+def slice_shape(kind: Kind, chips: int) -> str:
+    """The slice of so many chips, as cubic as it goes: v5p and 64 give 4x4x4."""
+    sides = [1] * kind.dimensions
+    left = chips
+    while left > 1:
+        sides[sides.index(min(sides))] *= 2
+        left //= 2
+    return "x".join(map(str, sorted(sides)))
+
+
+def _like(kind: Kind, chips: int) -> str:
+    return f"{kind.name}:{slice_shape(kind, 2 ** max(chips - 1, 1).bit_length())}"

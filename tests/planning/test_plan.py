@@ -1,0 +1,174 @@
+"""Plans as the door makes them: of CPU devices for real, of GPUs by formula, of TPUs by their compiler.
+
+The goldens say where every parameter lives and which collectives a step runs; `python tests/planning/test_plan.py`
+writes them anew, to be read before they are committed.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from t5x_lite import config as gin_config
+from t5x_lite.errors import UserError
+from t5x_lite.partitioning import sharding_table
+from t5x_lite.planning import compiled, plan, report
+from t5x_lite.planning.estimate import abstract_arrays, estimate, roofline, seconds
+from t5x_lite.planning.hlo import Collective
+from t5x_lite.planning.request import Request, make_request, parse_mesh
+from t5x_lite.planning.search import ranked
+from t5x_lite.planning.topology import KINDS, Topology, parse
+
+GOLDENS = Path(__file__).parent / "goldens"
+PRESETS = ("data", "fsdp", "fsdp_model")
+V5P = Topology("v5p:4x4x4", (4, 4, 4), 1, KINDS["v5p"])  # without libtpu
+SMALLEST = ("--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1", "--gin.T5Config.d_model=64")
+
+
+def asked(topology: Topology, *files: str, overrides=(), **changes) -> Request:
+    gin_config.load(["gin/plan.gin", *files], overrides)
+    mesh = changes.pop("mesh", None) or gin_config.value("Partitioner.mesh_shape")
+    return make_request(gin_config.build("plan"), topology, mesh_shape=mesh, **changes)
+
+
+def sharding_of(preset: str) -> str:
+    request = asked(V5P, "gin/models/flan_t5_xxl.gin", f"gin/meshes/{preset}.gin")
+    return sharding_table(abstract_arrays(request)[0])
+
+
+def collectives_of(preset: str) -> dict:
+    """What a step of a small model runs on 8 CPU devices: with jax's version, which decides over it."""
+    request = asked(parse("cpu:8"), "gin/models/tiny.gin", f"gin/meshes/{preset}.gin", overrides=SMALLEST, batch=16)
+    request = dataclasses.replace(request, config=dataclasses.replace(request.config, task_feature_lengths=SHORT))
+    program = compiled.train_step(request, request.partitioner(jax.devices()[:8]))
+    return {"jax": jax.__version__, "collectives": program.traffic.histogram()}
+
+
+SHORT = {"inputs": 32, "targets": 16}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_where_everything_of_xxl_lives(preset):
+    assert sharding_of(preset) + "\n" == (GOLDENS / f"sharding_xxl_{preset}_64.txt").read_text()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_collectives_of_a_step(preset):
+    golden = json.loads((GOLDENS / f"collectives_tiny_{preset}_8.json").read_text())
+    found = collectives_of(preset)
+    if found["jax"] != golden["jax"]:
+        # Another compiler may count differently; which kinds of traffic there are is the layout's.
+        kinds = [{name.split(" ")[0] for name in each["collectives"]} for each in (found, golden)]
+        assert kinds[0] == kinds[1]
+    else:
+        assert found == golden
+
+
+def test_parts_of_an_optimizer_are_cut_as_their_parameter():
+    """Adafactor's rows and columns too: what is whole on every device is small."""
+    request = asked(V5P, "gin/models/flan_t5_xxl.gin")
+    state, _ = abstract_arrays(request)
+    whole = [leaf for leaf in jax.tree.leaves(state.opt_state) if not any(leaf.sharding.spec)]
+    assert max(leaf.size for leaf in whole) <= 24 * 10240  # the sums over embed of a stack of mlp kernels
+    assert sum(leaf.size for leaf in whole) < 4e6
+
+
+def test_settings_of_the_command_line_come_before_those_of_the_files():
+    request = asked(V5P, "gin/models/flan_t5_xl.gin", mesh=parse_mesh("fsdp=-1,model=4"), batch=128, remat="minimal")
+    assert request.mesh == (1, 16, 4)
+    assert (request.batch_size, request.model.remat, request.rows) == (128, "minimal", 8)
+    assert 'Partitioner.mesh_shape = {"data": 1, "fsdp": 16, "model": 4}' in request.gin()
+
+
+def test_what_it_says_to_paste_is_gin(tmp_path):
+    request = asked(V5P, "gin/models/flan_t5_xl.gin", mesh={"fsdp": 16, "model": 4}, batch=128)
+    (tmp_path / "pasted.gin").write_text(request.gin())
+    again = asked(V5P, "gin/models/flan_t5_xl.gin", str(tmp_path / "pasted.gin"))
+    assert (again.mesh, again.batch_size, again.model) == (request.mesh, request.batch_size, request.model)
+
+
+def test_slices_are_crossed_by_data():
+    two = dataclasses.replace(V5P, slices=2)
+    assert asked(two, "gin/models/flan_t5_xl.gin").mesh == (2, 64, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 100}, "--batch 100 does not divide over 64 data shards and 1 microbatches; take 128"),
+        ({"mesh": {"fsdp": 3}}, "does not fill the 64 devices of v5p:4x4x4"),
+    ],
+)
+def test_what_does_not_fit_together(changes, message):
+    with pytest.raises(UserError, match=message):
+        asked(V5P, "gin/models/flan_t5_xl.gin", **changes)
+
+
+def test_no_mesh():
+    with pytest.raises(UserError, match="write it like data=1,fsdp=-1,model=4"):
+        parse_mesh("fsdp:4")
+
+
+def test_seconds_on_the_links():
+    gather = Collective("all-gather", tuple(range(64)), 1, 64 * 10**9)
+    assert seconds(gather, V5P) == pytest.approx(63e9 / (6 * 9e10))
+    reduced = dataclasses.replace(gather, kind="all-reduce")
+    assert seconds(reduced, V5P) == pytest.approx(2 * seconds(gather, V5P))
+
+
+def test_mfu_is_of_the_models_own_operations():
+    """With nothing moved a step that computes nothing twice is at the peak, and full remat at about three quarters."""
+    request = asked(V5P, "gin/models/flan_t5_xxl.gin", remat="none")
+    nothing = dataclasses.replace(estimate(request).traffic, collectives=(), memory=0)
+    assert roofline(request, nothing).mfu == pytest.approx(1.0)
+    full = asked(V5P, "gin/models/flan_t5_xxl.gin", remat="full")
+    assert 0.74 < roofline(full, nothing).mfu < 0.76
+
+
+def test_search_gives_the_fastest_that_fits_first():
+    request = asked(parse("h100:8"), "gin/models/flan_t5_xl.gin", batch=64)
+    found = ranked(request)
+    assert all(each.estimate.total < KINDS["h100"].memory for each in found)
+    assert [each.time.step for each in found] == sorted(each.time.step for each in found)
+    made = plan.make_plan(request, search=True, say=lambda line: None)
+    assert made.request == found[0].request
+    assert "fits h100:8 by formula" in report.text(made)
+    assert "# for a gin file" in report.text(made)
+
+
+def test_search_where_nothing_fits():
+    request = asked(parse("a100:1"), "gin/models/flan_t5_xxl.gin", "gin/optimizers/adamw.gin", batch=1)
+    with pytest.raises(UserError, match=r"nothing fits a100:1; the least is about \d+\.\d of 74.51 GiB"):
+        ranked(request)
+
+
+def test_a_plan_of_cpu_devices_is_compiled(tmp_path):
+    request = asked(parse("cpu:8"), "gin/models/tiny.gin", overrides=SMALLEST, batch=16)
+    request = dataclasses.replace(request, config=dataclasses.replace(request.config, task_feature_lengths=SHORT))
+    made = plan.make_plan(request, search=False, say=lambda line: None)
+    assert made.train.memory.total > 0 and made.decode.memory.total > 0
+    text = report.text(made)
+    assert text.splitlines()[-1].startswith("fits cpu:8 by the compiler")
+    report.write(str(tmp_path / "plan.html"), made)
+    page = (tmp_path / "plan.html").read_text()
+    assert "token_embedder/embedding" in page and "http" not in page
+
+
+def test_out_of_memory_is_an_answer():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.70G of 15.75G hbm. Exceeded by 4.95G."
+    assert compiled._needed(message) == int(20.7 * 2**30)
+    request = asked(dataclasses.replace(V5P, name="v5e:16x16", kind=KINDS["v5e"]), "gin/models/flan_t5_xxl.gin")
+    failed = compiled.Program(1.0, None, None, int(20.7 * 2**30))
+    made = plan.Plan(request, estimate(request), failed, None)
+    assert report.verdict(made) == (
+        "does not fit v5e:16x16: needs 20.70 of 15.75 GiB a device; try --microbatches=2, or --search"
+    )
+
+
+if __name__ == "__main__":
+    GOLDENS.mkdir(exist_ok=True)
+    for name in PRESETS:
+        (GOLDENS / f"sharding_xxl_{name}_64.txt").write_text(sharding_of(name) + "\n")
+        (GOLDENS / f"collectives_tiny_{name}_8.json").write_text(json.dumps(collectives_of(name), indent=1) + "\n")
