@@ -92,7 +92,7 @@ def test_the_runtime_follows_the_type(cloud, type, runtime):
     "error, status, says",
     [
         (
-            "ERROR: Quota limit 'TPUV5sLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone us-west4-a",
+            "ERROR: Quota limit 'TPUV5sLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone",
             3,
             "xl: no quota for v5litepod-16 in us-west4-a; ask for it at",
         ),
