@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh runs on every host of a TPU VM: setup, start, status.
+# What launch/tpu_vm.sh, and launch/skypilot.yaml, run on every host of a TPU VM, from the checkout that is there:
 #
-# All is under ~/t5x_lite: source/ (the checkout), venv/, train.log, pid, status (of the training that ended).
+#   setup           makes ~/t5x_lite/venv
+#   train ARGS      trains, with the other hosts
+#   start ARGS      the same, detached: ~/t5x_lite has train.log, pid, and status when the training has ended
+#   status          running, finished, failed STATUS, not started
 set -euo pipefail
 
 home="$HOME/t5x_lite"
+source=$(cd "$(dirname "$0")/.." && pwd)
 metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 
 attribute() {
@@ -20,7 +24,7 @@ setup() {
   # The hosts' own Python is 3.10 (Ubuntu 22.04), and t5x_lite needs 3.11; uv brings one.
   python3 -m pip install --user --quiet uv
   python3 -m uv venv --quiet --allow-existing --python 3.11 "$home/venv"
-  cd "$home/source"
+  cd "$source"
   python3 -m uv pip install --quiet --python "$home/venv/bin/python" -c requirements.lock -e '.[tpu]'
   echo "$(hostname): set up"
 }
@@ -40,19 +44,24 @@ join_the_others() {
   export JAX_NUM_PROCESSES JAX_PROCESS_ID
 }
 
+train() {
+  [ -x "$home/venv/bin/python" ] || { echo "$(hostname): not set up; tpu_worker.sh setup" >&2; exit 1; }
+  join_the_others
+  cd "$source"
+  exec "$home/venv/bin/python" -u -m t5x_lite.train "$@"
+}
+
 # Starts training, detached from the connection. A second call while it runs does nothing: the first answer was lost.
 start() {
   if running; then
     echo "$(hostname): training runs already"
     return
   fi
-  [ -x "$home/venv/bin/python" ] || { echo "$(hostname): not set up; launch/tpu_vm.sh setup" >&2; exit 1; }
-  join_the_others
+  mkdir -p "$home"
   rm -f "$home/status"
-  cd "$home/source"
   # shellcheck disable=SC2016 # the inner shell expands these
-  setsid nohup bash -c '"$0" -u -m t5x_lite.train "${@:2}"; echo $? >"$1/status"' \
-    "$home/venv/bin/python" "$home" "$@" >>"$home/train.log" 2>&1 </dev/null &
+  setsid nohup bash -c 'bash "$0" train "${@:2}"; echo $? >"$1/status"' \
+    "$source/launch/tpu_worker.sh" "$home" "$@" >>"$home/train.log" 2>&1 </dev/null &
   echo $! >"$home/pid"
   echo "$(hostname): training started"
 }
@@ -70,6 +79,6 @@ status() {
 }
 
 case $1 in
-  setup | start | status) "$@" ;;
-  *) echo "launch/tpu_worker.sh: no command '$1'; setup, start, status" >&2; exit 2 ;;
+  setup | train | start | status) "$@" ;;
+  *) echo "launch/tpu_worker.sh: no command '$1'; setup, train, start, status" >&2; exit 2 ;;
 esac

@@ -340,12 +340,13 @@ def test_one_host_alone_joins_nobody(cloud, hosts):
     assert log_of(hosts[0], 1)[0] == "process none of none at none"
 
 
-def test_run_before_setup_says_so(cloud, hosts):
-    (hosts[0] / "t5x_lite/source/launch").mkdir(parents=True)
+def test_a_host_that_was_not_set_up_says_so(cloud, hosts):
     script = hosts[0] / "t5x_lite/source/launch/tpu_worker.sh"
+    script.parent.mkdir(parents=True)
     script.write_bytes(Path("launch/tpu_worker.sh").read_bytes())
-    cloud.tpu_vm("run", *WHERE, *TRAIN, status=1)
-    assert not (hosts[0] / "t5x_lite/train.log").exists()
+    hosts.pop().rmdir()
+    cloud.tpu_vm("run", *WHERE, *TRAIN)
+    assert log_of(hosts[0], 1)[0].endswith("not set up; tpu_worker.sh setup")
 
 
 def test_scripts_are_clean():
