@@ -1,5 +1,6 @@
 """The training run, in the order in which it happens."""
 
+import io
 import itertools
 import math
 import os
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from etils import epath
 
 from t5x_lite import config as gin_config
 from t5x_lite import partitioning
@@ -110,7 +112,7 @@ def warn_of_lost_characters(run: Run) -> None:
 def write_run_folder(run: Run) -> None:
     """Everything but the weights; the manifest last, since it is what makes the folder a run."""
     model_dir = run.config.model_dir
-    os.makedirs(model_dir, exist_ok=True)
+    epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
     if run.config.items:
         run.knowledge.save(os.path.join(model_dir, "items"))
@@ -241,7 +243,7 @@ class Loop:
     def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
         self.check_finite(until=step)
         if self.log:
-            self.log.flush()
+            self.log.keep()
         self.checkpoints.save(step, state, data_state, scores)
 
     def check_finite(self, until: int) -> float | None:
@@ -259,7 +261,9 @@ class Loop:
         iterator = make_iterator(self.run, self.stores)
         iterator.restore(before)
         path = os.path.join(self.config.model_dir, f"nonfinite_batch_{step}.npz")
-        np.savez(path, **next(iterator))
+        arrays = io.BytesIO()
+        np.savez(arrays, **next(iterator))
+        epath.Path(path).write_bytes(arrays.getvalue())
         kept = self.checkpoints.latest_step()
         return (
             f"the loss is {loss} at step {step}; its batch is in {path}; the last checkpoint "
