@@ -128,7 +128,11 @@ over_ssh() {
     tpu "$@" || status=$?
     [ "$status" -ne 0 ] || return 0
     # gcloud passes ssh's status on, or, for several hosts, says it and ends with 1.
-    [ "$status" -eq 255 ] || errors_say 'return code \[255\]' || die 1 "$name: $(error_line)"
+    if [ "$status" -ne 255 ] && ! errors_say 'return code \[255\]'; then
+      cat "$scratch/errors" >&2
+      errors_say 'tpu_worker.sh: No such file' && die 1 "$name: not set up; launch/tpu_vm.sh setup"
+      die 1 "$name: $(error_line)"
+    fi
     [ "$attempt" -lt "$attempts" ] || die 4 "$name: no connection, $attempts times ($(error_line));" \
       'see launch/tpu_vm.sh status, and whether a firewall rule lets tcp:22 in'
     say "$name: the connection dropped ($attempt of $attempts), again in $wait s"
@@ -181,7 +185,8 @@ create() {
 setup() {
   local root commit
   root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel) || die 2 'this is no checkout of git; clone the repository'
-  commit=$(git -C "$root" -c user.name=t5x_lite -c user.email=t5x_lite@localhost stash create) # a commit of the tracked files as they are; nothing where they are as in HEAD
+  # A commit of the tracked files as they are, which changes nothing here; none where they are as in HEAD.
+  commit=$(git -C "$root" -c user.name=t5x_lite -c user.email=t5x_lite@localhost stash create)
   git -C "$root" archive --format=tar.gz -o "$scratch/source.tar.gz" "${commit:-HEAD}"
   [ -z "$(git -C "$root" ls-files --others --exclude-standard)" ] ||
     say 'files that git does not track are not copied (git status shows them); git add them if they are needed'
@@ -220,7 +225,13 @@ watch() {
     known=yes
     training='not started'
     if [ "$now" = READY ]; then
-      training=$(on_hosts 0 status) || training=unknown
+      status=0
+      training=$(on_hosts 0 status) || status=$?
+      case $status in # no connection, or a TPU that was made and not set up
+        0) ;;
+        4) training=unknown ;;
+        *) training='not started' ;;
+      esac
     fi
     case $training in
       finished) say "$name: finished; delete it when you have what you want"; return ;;

@@ -177,9 +177,11 @@ def test_a_connection_that_drops_for_ever_ends_with_one_line(cloud):
 
 
 def test_what_fails_on_a_host_is_not_tried_again(cloud):
-    cloud.answers("ssh", "1||ERROR: worker 0: bash: t5x_lite/source: No such file or directory")
-    done = cloud.tpu_vm("run", *WHERE, *TRAIN, status=1)
-    assert cloud.verbs == ["ssh"] and "No such file or directory" in done.stderr
+    cloud.answers("ssh", "1||ERROR: no space left on device")
+    done = cloud.tpu_vm("setup", *WHERE, status=1)
+    assert cloud.verbs == ["ssh"] and done.stderr.endswith("xl: ERROR: no space left on device\n")
+    cloud.answers("ssh", "127||bash: t5x_lite/source/launch/tpu_worker.sh: No such file or directory")
+    assert "xl: not set up; launch/tpu_vm.sh setup" in cloud.tpu_vm("run", *WHERE, *TRAIN, status=1).stderr
 
 
 # ---------------------------------------------------------------------- resume, watch, delete
@@ -248,6 +250,14 @@ def test_watch_makes_the_tpu_again_until_the_training_is_finished(cloud):
         *["describe", "ssh", "describe", "ssh"],
     ]
     assert "xl: finished" in done.stderr.splitlines()[-1]
+
+
+def test_watch_sets_up_a_tpu_that_was_made_and_could_not_be_reached(cloud):
+    cloud.answers("describe", READY, READY)
+    missing = "127||bash: t5x_lite/source/launch/tpu_worker.sh: No such file or directory"
+    cloud.answers("ssh", missing, *["0||"] * 4, "0|finished|")
+    cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN)
+    assert cloud.verbs == ["describe", "ssh", *SETUP, "ssh", "describe", "ssh"]
 
 
 def test_watch_starts_a_failed_training_again_three_times_and_then_says_so(cloud):
@@ -347,6 +357,18 @@ def test_a_host_that_was_not_set_up_says_so(cloud, hosts):
     hosts.pop().rmdir()
     cloud.tpu_vm("run", *WHERE, *TRAIN)
     assert log_of(hosts[0], 1)[0].endswith("not set up; tpu_worker.sh setup")
+
+
+def test_the_commands_of_the_guide(cloud):
+    guide = Path("docs/tpu.md").read_text()
+    given = "".join(f"{line.strip()}\n" for line in guide.splitlines() if line.startswith(("    where=", "    what=")))
+    commands = [line.strip() for line in guide.splitlines() if line.startswith("    launch/tpu_vm.sh ")]
+    assert {line.split()[1] for line in commands} == {
+        *("create", "setup", "run", "logs", "status", "resume", "watch", "delete")
+    }
+    for line in commands:
+        done = subprocess.run(["bash", "-c", given + line.replace("$where", "$where --dry_run")], capture_output=True)
+        assert done.returncode == 0, line + done.stderr.decode()
 
 
 def test_scripts_are_clean():
