@@ -29,7 +29,7 @@ setup() {
   echo "$(hostname): set up"
 }
 
-# JAX asks for the other hosts only when it is told that there are any, which the environment of a TPU VM does not do.
+# Tells JAX who the hosts are, as Google's metadata server has it; one host alone joins nobody.
 join_the_others() {
   local hosts first
   hosts=$(attribute worker-network-endpoints)

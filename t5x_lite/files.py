@@ -18,6 +18,9 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that no reader sees before it is complete, also where several processes write it at once."""
+    if is_remote(path):  # an object appears when all of it was sent
+        path.write_bytes(content)
+        return
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_bytes(content)
     unfinished.replace(path)

@@ -37,10 +37,10 @@ class NonFiniteLoss(Exception):
     """The loss stopped being a number; says at which step, and where its batch was written."""
 
 
-def train(config: TrainConfig, *, dry_run: bool = False) -> None:
+def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     """Trains to `train_steps`, going on with the run of `model_dir` where there is one.
 
-    Raises UserError for what the user can mend, and NonFiniteLoss.
+    Returns whether that is all: False after a SIGTERM. Raises UserError for what the user can mend, and NonFiniteLoss.
     """
     started = time.monotonic()
     partitioning.initialize_distributed()
@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         frozen = abstract_frozen(run.model, config.partitioner, run.trainable)
         print(describe_plan(run, abstract, frozen), flush=True)
     if dry_run:
-        return
+        return True
 
     # ---------------------------------------------------------------- run folder
     if main_process and not run.resuming:
@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
             config.partitioner.context(),
             prefetch(iterator, _PREFETCHED_BATCHES) as batches,
         ):
-            loop.go(state, train_step, batches, guard)
+            finished = loop.go(state, train_step, batches, guard)
     finally:
         checkpoints.close()
         progress.close()
@@ -93,6 +93,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     if main_process:
         write_report(config.model_dir)
         print(f"report: {os.path.join(config.model_dir, 'report.html')}")
+    return finished
 
 
 def warn_of_lost_characters(run: Run) -> None:
@@ -174,8 +175,8 @@ class Loop:
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
         self.unchecked: list[tuple[int, dict[str, int], jax.Array]] = []
 
-    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> None:
-        """Steps until the last one or a SIGTERM; the state it stops with is saved."""
+    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> bool:
+        """Steps until the last one, or a SIGTERM before it (False); the state it stops with is saved."""
         config = self.config
         start = step = int(state.step)
         while step < config.train_steps and not guard.requested:
@@ -200,6 +201,7 @@ class Loop:
             self.progress.say(f"SIGTERM: saved step {step}; the same command goes on from there")
         elif step == start:
             self.progress.say(f"nothing to do: step {step} of {config.train_steps} is already there")
+        return step >= config.train_steps
 
     def first_step_done(self, metrics: dict[str, jax.Array]) -> None:
         """Says how long the user waited; compilation would otherwise count as training."""

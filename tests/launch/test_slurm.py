@@ -31,7 +31,7 @@ def slurm(tmp_path):
         "SLURM_JOB_ID": "12",
     }
 
-    def start(*arguments: str, status: str = "0") -> subprocess.Popen:
+    def start(*arguments: str, status: str = "143") -> subprocess.Popen:
         (tmp_path / "status").write_text(status)
         command = ["bash", str(SCRIPT), *arguments]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
