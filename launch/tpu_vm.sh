@@ -170,8 +170,8 @@ create() {
   fi
   local where="$type${spot:+ spot} in $zone"
   if errors_say 'quota'; then
-    die 3 "$name: no quota for $where; ask for it at https://console.cloud.google.com/iam-admin/quotas, or try another" \
-      "--zone or --type ($(error_line))"
+    die 3 "$name: no quota for $where; ask for it at https://console.cloud.google.com/iam-admin/quotas, or try" \
+      "another --zone or --type ($(error_line))"
   elif errors_say 'capacity|stockout|RESOURCE_EXHAUSTED|unavailable'; then
     die 4 "$name: no capacity for $where; try again, another --zone, or let watch wait ($(error_line))"
   elif errors_say 'SERVICE_DISABLED|has not been used in project'; then
