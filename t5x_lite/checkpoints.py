@@ -19,12 +19,14 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import UserError, nearest
+from t5x_lite.files import absolute, is_remote
 from t5x_lite.model.names import named, nested
 from t5x_lite.run_folder import nearest_folder, read_manifest
 
 PyTree = Any
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own suffix: it takes no such folder for a step
+_COMMITTED = "commit_success.txt"  # and what it puts into a whole step in object storage, which cannot rename folders
 _STEP_NAMES = ocp.path.step.standard_name_format()
 
 
@@ -49,7 +51,7 @@ class Checkpoints:
             raise UserError(f"KEEP_CHECKPOINTS is {keep_last}; it must be at least 1, or nothing could be resumed")
         if best_mode not in ("max", "min"):
             raise UserError(f"best_mode is {best_mode!r}; it is 'max' or 'min'")
-        self._folder = epath.Path(run_dir).absolute() / "checkpoints"
+        self._folder = absolute(run_dir) / "checkpoints"
         self._keep_last = keep_last
         self._best_metric = best_metric
         self._sign = 1 if best_mode == "max" else -1
@@ -158,24 +160,33 @@ class Checkpoints:
         keep = {*steps[-self._keep_last :], self.best_step()}
         for step in steps:
             if step not in keep and jax.process_index() == 0:
-                # Renamed before it is emptied: a kill in between leaves no half step under a step's name.
-                path = self._path(step)
-                path.rename(path.with_name(f"{path.name}{_UNFINISHED}-old")).rmtree()
+                _remove(self._path(step))
 
     def _clear_leftovers(self) -> None:
         """Done by who writes and not by who opens, since an open folder may be another process's to write."""
         if self._clean or jax.process_index() != 0:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        whole = {self._path(step).name for step in self.steps()}
         for path in self._folder.iterdir():
-            if _UNFINISHED in path.name:
+            if _UNFINISHED in path.name or (is_remote(path) and path.name.isdigit() and path.name not in whole):
                 path.rmtree()
         self._clean = True
 
 
+def _remove(step_folder: epath.Path) -> None:
+    """Empties a step that first ceases to be one: a kill in between leaves no half step under a step's name."""
+    if is_remote(step_folder):
+        (step_folder / _COMMITTED).unlink()
+        step_folder.rmtree()
+        step_folder.rmtree(missing_ok=True)  # TensorFlow's file system leaves what comes after a folder's own object
+    else:
+        step_folder.rename(step_folder.with_name(f"{step_folder.name}{_UNFINISHED}-old")).rmtree()
+
+
 def find_checkpoint(path: epath.PathLike) -> epath.Path:
     """The step that a path means: itself, RUN/checkpoints/N, or the latest of the run folder that it is."""
-    given = epath.Path(path).absolute()
+    given = absolute(path)
     if (given / "params").exists():
         return given
     folder = given if given.name == "checkpoints" else given / "checkpoints"

@@ -3,6 +3,7 @@
 python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run]
 """
 
+import signal
 import sys
 
 from t5x_lite import config
@@ -16,9 +17,12 @@ def main(argv: list[str]) -> None:
     from t5x_lite.training.loop import NonFiniteLoss, train
 
     try:
-        train(config.build("train"), dry_run=args.dry_run)
+        finished = train(config.build("train"), dry_run=args.dry_run)
     except NonFiniteLoss as stop:
         sys.exit(f"python -m t5x_lite.train: {stop}")
+    if not finished:
+        # As of a program that the signal ended: what starts it again must not take the run for finished.
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
+from t5x_lite.partitioning import bytes_per_device
+from t5x_lite.training.state import abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,20 @@ def test_qa_gin_is_a_whole_run():
     config.load(["gin/qa.gin"], ["--gin.MODEL_DIR=/nowhere", "--gin.BATCH_SIZE=64"])
     run = config.build("train")
     assert (run.model_dir, run.batch_size, run.mixture_or_task_name) == ("/nowhere", 64, "qa")
+
+
+def test_the_file_of_xl_cuts_the_whole_state_over_the_devices():
+    """Shapes alone: no memory is taken for it."""
+    config.load(["gin/qa_flan_t5_xl.gin"], ["--gin.MODEL_DIR=gs://bucket/run"])
+    run = config.build("train")
+    assert (run.model.dtype, run.model.param_dtype, run.model.remat) == ("bfloat16", "float32", "full")
+    state = abstract_state(run.model, run.optimizer, run.partitioner)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    assert count == 2_849_757_184
+    devices = run.partitioner.data_size
+    assert devices == 8 and run.batch_size % 16 == 0  # the chips of a v5litepod-16 too
+    assert bytes_per_device(state.params) < 1.01 * 4 * count / devices
+    assert bytes_per_device(state.opt_state) < 0.1 * bytes_per_device(state.params)
 
 
 def test_importing_the_configuration_imports_no_tensorflow_or_jax():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 from t5x_lite.errors import UserError, nearest
@@ -116,7 +117,7 @@ class Catalogue:
             if wrong is not None or name in ("item", "title"):
                 what = f"attribute {name!r}" + ("" if wrong is None else f", value {wrong!r}")
                 raise UserError(f"{what}: {SEVERAL!r}, outer blanks, and the names item and title mean something else")
-        folder = Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         file = io.StringIO(newline="")
         lines = csv.writer(file)

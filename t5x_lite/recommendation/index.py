@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, Int32
 
 from t5x_lite.data.vocabularies import EOS_ID, Vocabulary
@@ -125,7 +126,7 @@ class ItemIndex:
 
     def save(self, folder: str | Path) -> None:
         """Writes index.json, whole or not at all, and before it the codebooks that it names, if there are any."""
-        folder = Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content, arrays = self._written()
         if arrays:

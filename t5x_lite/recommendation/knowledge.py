@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, Int32, Int64
 
 from t5x_lite.errors import FieldError, UserError, first_words, nearest
@@ -113,7 +114,7 @@ class Knowledge:
 
     def save(self, folder: str | Path) -> None:
         """Writes items.csv, the index, and histories.npz, which is looked for first, as the last."""
-        folder = Path(folder)
+        folder = epath.Path(folder)
         self.catalogue.save(folder)
         self.index.save(folder)
         arrays = {

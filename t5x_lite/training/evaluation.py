@@ -6,11 +6,11 @@ answers only the wordings it was trained on must show it. One exact pass: no exa
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from t5x_lite import interop
 from t5x_lite.checkpoints import Checkpoints
@@ -20,6 +20,7 @@ from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.generator import Generator
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.errors import UserError, nearest
+from t5x_lite.files import write_whole
 from t5x_lite.recommendation import comparison
 from t5x_lite.recommendation.recommender import Recommender
 from t5x_lite.run_folder import check_folder_of
@@ -278,11 +279,9 @@ def pick_samples(examples: EvalSet, predictions: Sequence[Any]) -> list[dict]:
 
 def write_results(run_dir: str, results: Mapping[str, Any]) -> None:
     """eval/results.json, whole or not at all."""
-    path = os.path.join(run_dir, "eval", "results.json")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w") as file:
-        json.dump(results, file, ensure_ascii=False, indent=1)
-    os.replace(path + ".tmp", path)
+    folder = epath.Path(run_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
 
 
 def table(results: Mapping[str, Any]) -> str:

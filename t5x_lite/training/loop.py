@@ -1,5 +1,6 @@
 """The training run, in the order in which it happens."""
 
+import io
 import itertools
 import math
 import os
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from etils import epath
 
 from t5x_lite import config as gin_config
 from t5x_lite import partitioning
@@ -35,10 +37,10 @@ class NonFiniteLoss(Exception):
     """The loss stopped being a number; says at which step, and where its batch was written."""
 
 
-def train(config: TrainConfig, *, dry_run: bool = False) -> None:
+def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     """Trains to `train_steps`, going on with the run of `model_dir` where there is one.
 
-    Raises UserError for what the user can mend, and NonFiniteLoss.
+    Returns whether that is all: False after a SIGTERM. Raises UserError for what the user can mend, and NonFiniteLoss.
     """
     started = time.monotonic()
     partitioning.initialize_distributed()
@@ -50,7 +52,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         frozen = abstract_frozen(run.model, config.partitioner, run.trainable)
         print(describe_plan(run, abstract, frozen), flush=True)
     if dry_run:
-        return
+        return True
 
     # ---------------------------------------------------------------- run folder
     if main_process and not run.resuming:
@@ -82,7 +84,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
             config.partitioner.context(),
             prefetch(iterator, _PREFETCHED_BATCHES) as batches,
         ):
-            loop.go(state, train_step, batches, guard)
+            finished = loop.go(state, train_step, batches, guard)
     finally:
         checkpoints.close()
         progress.close()
@@ -91,6 +93,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     if main_process:
         write_report(config.model_dir)
         print(f"report: {os.path.join(config.model_dir, 'report.html')}")
+    return finished
 
 
 def warn_of_lost_characters(run: Run) -> None:
@@ -110,7 +113,7 @@ def warn_of_lost_characters(run: Run) -> None:
 def write_run_folder(run: Run) -> None:
     """Everything but the weights; the manifest last, since it is what makes the folder a run."""
     model_dir = run.config.model_dir
-    os.makedirs(model_dir, exist_ok=True)
+    epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
     if run.config.items:
         run.knowledge.save(os.path.join(model_dir, "items"))
@@ -172,8 +175,8 @@ class Loop:
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
         self.unchecked: list[tuple[int, dict[str, int], jax.Array]] = []
 
-    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> None:
-        """Steps until the last one or a SIGTERM; the state it stops with is saved."""
+    def go(self, state: TrainState, train_step: Callable, batches: Prefetched, guard: PreemptionGuard) -> bool:
+        """Steps until the last one, or a SIGTERM before it (False); the state it stops with is saved."""
         config = self.config
         start = step = int(state.step)
         while step < config.train_steps and not guard.requested:
@@ -198,6 +201,7 @@ class Loop:
             self.progress.say(f"SIGTERM: saved step {step}; the same command goes on from there")
         elif step == start:
             self.progress.say(f"nothing to do: step {step} of {config.train_steps} is already there")
+        return step >= config.train_steps
 
     def first_step_done(self, metrics: dict[str, jax.Array]) -> None:
         """Says how long the user waited; compilation would otherwise count as training."""
@@ -241,7 +245,7 @@ class Loop:
     def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
         self.check_finite(until=step)
         if self.log:
-            self.log.flush()
+            self.log.keep()
         self.checkpoints.save(step, state, data_state, scores)
 
     def check_finite(self, until: int) -> float | None:
@@ -259,7 +263,9 @@ class Loop:
         iterator = make_iterator(self.run, self.stores)
         iterator.restore(before)
         path = os.path.join(self.config.model_dir, f"nonfinite_batch_{step}.npz")
-        np.savez(path, **next(iterator))
+        arrays = io.BytesIO()
+        np.savez(arrays, **next(iterator))
+        epath.Path(path).write_bytes(arrays.getvalue())
         kept = self.checkpoints.latest_step()
         return (
             f"the loss is {loss} at step {step}; its batch is in {path}; the last checkpoint "

@@ -2,11 +2,15 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from tensorboardX import SummaryWriter
+
+from t5x_lite.files import is_remote, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -16,19 +20,22 @@ class MetricsLog:
 
     Training metrics are read from the device when the next ones come, so that logging never waits for a step.
     Floats are written so that they read back to the same bits (NaN and Infinity as Python's json writes them).
+    Object storage cannot append: of a run folder there, the files grow on this machine and are copied by `keep`.
     """
 
     def __init__(self, run_dir: str, resume_step: int = 0):
-        os.makedirs(run_dir, exist_ok=True)
-        path = os.path.join(run_dir, METRICS_FILE)
+        self._run_dir = epath.Path(run_dir)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
         self._pending: tuple[int, Mapping[str, jax.Array], dict[str, float]] | None = None
         _forget_after(run_dir, resume_step)
-        self._file = open(path, "a")  # noqa: SIM115 - open for the whole run
+        self._copied = tempfile.TemporaryDirectory(prefix="t5x_lite") if is_remote(run_dir) else None
+        self._folder = epath.Path(self._copied.name) if self._copied else self._run_dir
+        if self._copied:
+            (self._folder / METRICS_FILE).write_bytes((self._run_dir / METRICS_FILE).read_bytes())
+        self._file = open(self._folder / METRICS_FILE, "a")  # noqa: SIM115 - open for the whole run
         # TensorBoard hides the events of the steps that are about to be taken again.
         purge = resume_step + 1 if resume_step else None
-        self._writers = {
-            kind: SummaryWriter(os.path.join(run_dir, kind), purge_step=purge) for kind in ("train", "eval")
-        }
+        self._writers = {kind: SummaryWriter(str(self._folder / kind), purge_step=purge) for kind in ("train", "eval")}
 
     def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> None:
         """Takes a step's metrics, scalars still on the device, and writes those it was given before."""
@@ -49,11 +56,25 @@ class MetricsLog:
         self.flush()
         self._line("eval", step, dict(scores))
 
-    def close(self) -> None:
+    def keep(self) -> None:
+        """Writes what is pending; call it before a checkpoint, which a resumed log must reach."""
         self.flush()
+        if self._copied:
+            for writer in self._writers.values():
+                writer.flush()
+            for root, _, names in os.walk(self._folder):
+                folder = self._run_dir / os.path.relpath(root, self._folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in names:
+                    write_whole(folder / name, epath.Path(root, name).read_bytes())
+
+    def close(self) -> None:
+        self.keep()
         self._file.close()
         for writer in self._writers.values():
             writer.close()
+        if self._copied:
+            self._copied.cleanup()
 
     def _line(self, kind: str, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
@@ -64,23 +85,17 @@ class MetricsLog:
 
 def read(run_dir: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, none where there is no file; a line that a kill cut short is left out."""
-    path = os.path.join(run_dir, METRICS_FILE)
-    if not os.path.exists(path):
-        return []
+    path = epath.Path(run_dir) / METRICS_FILE
     lines = []
-    with open(path) as file:
-        for line in file:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                continue
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
     return lines
 
 
 def _forget_after(run_dir: str, step: int) -> None:
     """Rewrites metrics.jsonl, whole or not at all, without the lines after the step."""
-    path = os.path.join(run_dir, METRICS_FILE)
-    kept = [line for line in read(run_dir) if line["step"] <= step]
-    with open(path + ".tmp", "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-    os.replace(path + ".tmp", path)
+    kept = (json.dumps(line) + "\n" for line in read(run_dir) if line["step"] <= step)
+    write_whole(epath.Path(run_dir) / METRICS_FILE, "".join(kept).encode())

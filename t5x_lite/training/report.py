@@ -3,7 +3,6 @@
 import datetime
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,9 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from etils import epath
+
+from t5x_lite.files import write_whole
 from t5x_lite.model import T5Config
 from t5x_lite.training import charts, metrics_log
 from t5x_lite.training.progress import duration
@@ -61,19 +63,13 @@ class Record:
 
 def write_report(run_dir: str) -> None:
     """Writes report.html from what the run folder holds, whole or not at all; says so where a part is missing."""
-    path = os.path.join(run_dir, "report.html")
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(render(read_record(run_dir)))
-    os.replace(path + ".tmp", path)
+    write_whole(epath.Path(run_dir) / "report.html", render(read_record(run_dir)).encode())
 
 
 def read_record(run_dir: str) -> Record:
     def text(*names: str) -> str:
-        path = os.path.join(run_dir, *names)
-        if not os.path.exists(path):
-            return ""
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        path = epath.Path(run_dir).joinpath(*names)
+        return path.read_bytes().decode() if path.exists() else ""
 
     lines = metrics_log.read(run_dir)
     return Record(

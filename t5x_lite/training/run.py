@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import optax
+from etils import epath
 
 from t5x_lite import interop, run_folder
 from t5x_lite.checkpoints import Checkpoints
@@ -21,6 +22,7 @@ from t5x_lite.data.instructions import BestItems
 from t5x_lite.data.templates import SPLITS
 from t5x_lite.decoding.trie import Trie, build_trie
 from t5x_lite.errors import UserError
+from t5x_lite.files import is_remote
 from t5x_lite.interop import Source
 from t5x_lite.interop.growth import NewTokens, grown
 from t5x_lite.interop.hugging_face import HuggingFaceSource
@@ -210,16 +212,20 @@ def prepare(config: TrainConfig) -> Run:
 
 def _check_model_dir(model_dir: str) -> bool:
     """Whether the folder holds a run to resume; raises UserError where a run could not live in it."""
-    if os.path.isfile(model_dir):
+    folder = epath.Path(model_dir)
+    if folder.is_file():
         raise UserError(f"MODEL_DIR {model_dir!r} is a file; give a folder")
-    existing = os.path.abspath(model_dir)
-    while not os.path.exists(existing):
-        existing = os.path.dirname(existing)
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is")
-    if not os.path.isdir(model_dir) or not os.listdir(model_dir):
+    if not is_remote(model_dir):
+        existing = os.path.abspath(model_dir)
+        while not os.path.exists(existing):
+            existing = os.path.dirname(existing)
+        if not os.access(existing, os.W_OK):
+            raise UserError(
+                f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is"
+            )
+    if not folder.is_dir() or not any(folder.iterdir()):
         return False
-    if not os.path.exists(os.path.join(model_dir, "manifest.json")):
+    if not (folder / "manifest.json").exists():
         raise UserError(f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another")
     return True
 

@@ -30,11 +30,11 @@ def test_sigkill_at_any_step(workplace, unbroken, step):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_0(workplace, unbroken):
+def test_sigterm_saves_and_leaves_the_status_of_a_signal(workplace, unbroken):
     process = workplace.start("train", "--gin_file=sums.gin", "--gin.MODEL_DIR=terminated")
     workplace.signal_after_step(process, "terminated", 6, signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + signal.SIGTERM, err
     steps = [line["step"] for line in workplace.metrics("terminated") if line["kind"] == "train"]
     out, _ = workplace.train("--gin.MODEL_DIR=terminated")
     assert f"at step {max(steps)}" in out or "nothing to do" in out
