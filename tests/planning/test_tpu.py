@@ -3,10 +3,13 @@
 import dataclasses
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from t5x_lite import config as gin_config
-from t5x_lite.planning import plan, report
+from t5x_lite.partitioning import make_partitioner
+from t5x_lite.planning import compiled, plan, report
 from t5x_lite.planning.request import make_request
 from t5x_lite.planning.topology import parse
 
@@ -35,7 +38,10 @@ def test_a_step_compiles_for_a_slice():
 
 
 def test_too_much_is_an_answer():
-    made = planned("v5e:2x2", {"inputs": 2048, "targets": 512}, batch=2048, remat="none")
-    assert not made.fits
-    assert made.train.needed > made.request.topology.kind.memory
-    assert "of 15.75 GiB a device; try --remat=full, or --search" in report.verdict(made)
+    """The compiler's own refusal, of a result that is larger than the memory."""
+    topology = parse("v5e:2x2")
+    one = make_partitioner({"data": 1}, devices=topology.devices()[:1])
+    x = jax.ShapeDtypeStruct((70_000,), jnp.float32, sharding=one.replicated)
+    program = compiled._compile(lambda: jax.jit(jnp.outer).lower(x, x), one)
+    assert program.memory is None
+    assert program.needed > topology.kind.memory
