@@ -6,6 +6,7 @@ So a kill takes away no more than the time since the last line, and that is coun
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ class Goodput:
         self._writes = jax.process_index() == 0
         if self._writes:
             before = read(run_dir)
+            _end_line(self._path)
             self._earlier = account([*before, self._line(step)])
             self.record(step)
 
@@ -108,25 +110,34 @@ def read(run_dir: str) -> list[Line]:
     return list(lines.values())
 
 
+def _end_line(path: str) -> None:
+    """Sets apart what a kill cut short from what comes next."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
 def account(lines: Sequence[Line]) -> dict[str, float]:
     """Seconds of each kind, "lost" and "gap" among them, since the first process began; they add up to all of it.
 
-    What a process did after the step that the next one went on from is lost, whatever it was.
+    What a process did after the step that a later one went on from is lost, whatever it was.
     """
     totals = dict.fromkeys([*KINDS, "lost", "gap"], 0.0)
     processes: dict[float, list[Line]] = {}
     for line in lines:
         processes.setdefault(line["began"], []).append(line)
-    runs = list(processes.values())
-    for own, following in zip(runs, [*runs[1:], None], strict=True):
-        kept = last = own[-1]
+    going_on, following = math.inf, None  # the first step that was done again, and the process that began there
+    for own in reversed(processes.values()):
+        # Its first line is always kept: nothing had been spent then.
+        kept, last = [own[0], *(line for line in own if line["step"] <= going_on)][-1], own[-1]
         if following:
-            # The first of its lines is always kept: it is of the step that the process itself went on from.
-            kept = [own[0], *(line for line in own if line["step"] <= following[0]["step"])][-1]
-            totals["gap"] += max(following[0]["began"] - last["time"], 0.0)
+            totals["gap"] += max(following["began"] - last["time"], 0.0)
         for kind in KINDS:
             totals[kind] += kept[kind]
         totals["lost"] += last["time"] - kept["time"]
+        going_on, following = min(going_on, own[0]["step"]), own[0]
     return totals
 
 
