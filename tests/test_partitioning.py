@@ -71,7 +71,10 @@ def test_a_cloud_tpu_vm_asks_for_the_others(joined, monkeypatch):
         ({"JAX_COORDINATOR_ADDRESS": "a:70000"}, "it is HOST:PORT"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; set all of"),
         ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is ''"),
-        ({"JAX_PROCESS_ID": "4"}, "(--process_id) is 4 and JAX_NUM_PROCESSES (--num_processes) is 4; the processes are"),
+        (
+            {"JAX_PROCESS_ID": "4"},
+            "(--process_id) is 4 and JAX_NUM_PROCESSES (--num_processes) is 4; the processes are",
+        ),
     ],
 )
 def test_a_job_that_is_none_is_refused(joined, changes, says):
