@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         per_step = statistics.median(each.per_step for each in rounds)
         line = f"{way:12} {per_step * 1e3:8.1f} ms a step, {per_step / base:.3f} of that without saving"
         if blocked := [seconds for each in rounds for seconds in each.blocked]:
-            whole = statistics.median(seconds for each in rounds for seconds in each.whole - {None})
+            whole = statistics.median(seconds for each in rounds for seconds in each.whole if seconds)
             line += f"; a save blocks {statistics.median(blocked):.3f} s and is whole after {whole:.2f} s"
         print(line)
 

@@ -59,8 +59,7 @@ def run_door(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"{_prog()}: {first_line(error)}", file=sys.stderr)
         _leave(2)
-    except LostProcess as error:
-        print(f"{_prog()}: {first_line(error)}", file=sys.stderr)
+    except LostProcess:
         _leave(1)
     except KeyboardInterrupt:
         _leave(130)

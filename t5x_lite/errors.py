@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class LostProcess(Exception):
-    """Another process of the job ended, and this one cannot go on. The doors print one line and exit with status 1."""
+    """Another process of the job ended, and this one, which has said so, cannot go on. The doors exit with status 1."""
 
 
 class FieldError(UserError):

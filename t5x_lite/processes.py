@@ -22,10 +22,12 @@ _SECONDS_TO_LEAVE = 10.0  # for the others to leave by the same error
 _SECONDS_TO_SPEAK = 2.0  # the others' connection to process 0 ends with it, and JAX ends them when it does
 _VOTES_AHEAD = 2  # steps that may be on their way to the devices when the answer is asked for
 
-# In the errors of JAX that another process's end causes: of its CPU and GPU collectives and of its coordination.
+# What the end of another process raises: JAX's collectives on CPU and GPU and its coordination, Orbax's barriers.
+_OF_LOSS = (jax.errors.JaxRuntimeError, TimeoutError)
 _SIGNS_OF_LOSS = ("gloo", "nccl", "connection", "socket", "heartbeat", "barrier", "unavailable", "coordination")
 
-_LISTENER = "import sys\nif not sys.stdin.buffer.read():\n    print(sys.argv[1], file=sys.stderr)"
+# A process that ends in good order tells its listener an empty line, one that is ended tells it nothing.
+_LISTENER = "import sys\nif words := (sys.stdin.read() or sys.argv[1]).strip():\n    print(words, file=sys.stderr)"
 
 
 def is_main() -> bool:
@@ -75,9 +77,9 @@ class Vote:
 def together(go_on: str) -> Iterator[None]:
     """Within it, this process says one line when it cannot go on because another ended; `go_on` says what to do then.
 
-    Collectives on CPU fail, which is raised as LostProcess. Those on TPU hang: JAX then ends this process, without
-    asking Python, when the other has given no sign of life for a while. So a small process of ours listens for the
-    end of this one and says the line. It does so too for a process that is killed.
+    Collectives on CPU fail and barriers run out, which becomes LostProcess. Collectives on TPU hang, and JAX ends this
+    process, without asking Python, when the other has given no sign of life for a while. It may do so at any moment
+    after the first error, too. So a small process of ours says the line, when it is told to or when this one ends.
     """
     if jax.process_count() == 1:
         yield
@@ -90,14 +92,16 @@ def together(go_on: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are not for it
     )
+    words = "\n"
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except _OF_LOSS as error:
         if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
             raise
-        raise LostProcess(f"{me} stops: another process is gone ({first_words(error)}); {go_on}") from error
+        words = f"{me} stops: another process is gone ({first_words(error)}); {go_on}"
+        raise LostProcess(words) from error
     finally:
-        listener.communicate(b"nothing to say")
+        listener.communicate(words.encode())
 
 
 def leave(status: int) -> None:

@@ -40,11 +40,18 @@ def test_alone_nothing_is_asked_of_anybody():
 def test_errors_that_another_process_causes_are_told_from_others(second_of_two, capfd, error, lost):
     with pytest.raises(LostProcess if lost else jax.errors.JaxRuntimeError) as caught, processes.together("do this"):
         raise jax.errors.JaxRuntimeError(error)
-    if lost:
-        said = str(caught.value)
-        assert said.startswith("process 1 of 2 stops: another process is gone (") and said.endswith("); do this")
-        assert len(said.splitlines()) == 1
-    assert capfd.readouterr().err == ""  # who says it himself needs no listener
+    said = capfd.readouterr().err.splitlines()
+    assert said == ([str(caught.value)] if lost else [])
+    assert all(line.startswith("process 1 of 2 stops: another process is gone (") for line in said)
+    assert all(line.endswith("); do this") for line in said)
+
+
+def test_who_ends_in_good_order_says_nothing(second_of_two, capfd):
+    with processes.together("do this"):
+        pass
+    with pytest.raises(UserError), processes.together("do this"):
+        raise UserError("said by the door")
+    assert capfd.readouterr() == ("", "")
 
 
 KILLED = """

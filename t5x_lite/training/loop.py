@@ -97,7 +97,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
             watchdog,
         ):
             loop.go(state, train_step, batches, guard)
-    except jax.errors.JaxRuntimeError:
+    except (jax.errors.JaxRuntimeError, TimeoutError):  # another process may be gone
         checkpoints.give_up()
         raise
     finally:
@@ -135,7 +135,7 @@ def write_run_folder(run: Run) -> None:
     write_manifest(model_dir, run.manifest())
 
 
-def make_iterator(run: Run, stores: list[TokenStore], own_rows: Sequence[int] | None) -> TrainIterator:
+def make_iterator(run: Run, stores: list[TokenStore], own_rows: Sequence[int] | None = None) -> TrainIterator:
     config = run.config
     return TrainIterator(
         stores,
@@ -303,7 +303,7 @@ class Loop:
         """Makes the step's whole batch again and writes it to the run folder; returns what to tell the user."""
         path = os.path.join(self.config.model_dir, f"nonfinite_batch_{step}.npz")
         if self.log:
-            iterator = make_iterator(self.run, self.stores, None)
+            iterator = make_iterator(self.run, self.stores)
             iterator.restore(before)
             np.savez(path, **next(iterator))
         kept = self.checkpoints.latest_step()
