@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5x_lite import processes
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.model.axes import Rule, axis_rules, logical_to_spec
 from t5x_lite.model.names import name_of
@@ -30,6 +31,7 @@ VOCAB_MULTIPLE = 128
 # A process that is not heard of for so long is taken for dead, and JAX ends the others (its own default is 100). They
 # send signs of life from threads of their own, so that no computation or compilation delays them.
 HEARTBEAT_TIMEOUT_SECONDS = 60
+JOIN_TIMEOUT_SECONDS = 300  # machines of a pod start at different times
 
 # T5X's data parallelism: parameters whole on every device, each computes its share of the batch.
 DATA_PARALLEL: tuple[Rule, ...] = (("batch", ("data", "fsdp")),)
@@ -163,7 +165,7 @@ def initialize_distributed() -> None:
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; where they are not set
     JAX finds it out by itself on Cloud TPU (GKE too), under Slurm's srun, under Open MPI's mpirun, and, where the
     package kubernetes is installed, in an indexed Kubernetes Job or JobSet. Must come before anything asks for devices.
-    Raises UserError for settings that name no job, and where the first process cannot be reached.
+    Raises UserError for settings that name no job.
     """
     if jax.distributed.is_initialized():
         return
@@ -176,11 +178,17 @@ def initialize_distributed() -> None:
         return
     # SIGTERM is the training loop's to answer; JAX's service would take the signal and leave the process deaf to it.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(**who, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
-    except jax.errors.JaxRuntimeError as error:
-        where = who.get("coordinator_address", "the first process")
-        raise UserError(f"cannot join the job at {where}: {str(error).splitlines()[0]}") from None
+    # Where they do not all come JAX ends this process, without asking Python.
+    at = f" at {who['coordinator_address']}" if who else ""
+    with processes.last_words(
+        f"the processes of this job did not all meet{at} within {JOIN_TIMEOUT_SECONDS} s; start all of them, each with "
+        "its own number, where that address can be reached"
+    ):
+        jax.distributed.initialize(
+            **who,
+            initialization_timeout=JOIN_TIMEOUT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        )
 
 
 def _named_job(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -86,22 +86,34 @@ def together(go_on: str) -> Iterator[None]:
         return
     me = f"process {jax.process_index()} of {jax.process_count()}"
     words = f"{me} was ended in mid-run: killed, or by JAX because another process is gone (see its output); {go_on}"
+    with last_words(words) as say_instead:
+        try:
+            yield
+        except _OF_LOSS as error:
+            if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
+                raise
+            say_instead(f"{me} stops: another process is gone ({first_words(error)}); {go_on}")
+            raise LostProcess from error
+
+
+@contextlib.contextmanager
+def last_words(words: str) -> Iterator[Callable[[str], None]]:
+    """Has `words` said on standard error if this process ends within, even if it is killed.
+
+    Gives a function that has others said, at once.
+    """
     listener = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LISTENER, words],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are not for it
+        text=True,
     )
-    words = "\n"
     try:
-        yield
-    except _OF_LOSS as error:
-        if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
-            raise
-        words = f"{me} stops: another process is gone ({first_words(error)}); {go_on}"
-        raise LostProcess(words) from error
+        yield listener.communicate
     finally:
-        listener.communicate(words.encode())
+        if listener.poll() is None:
+            listener.communicate("\n")
 
 
 def leave(status: int) -> None:

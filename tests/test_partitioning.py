@@ -1,6 +1,10 @@
 """How processes find one another, and which rows of a batch are whose."""
 
 import importlib.util
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +15,10 @@ from t5x_lite.errors import UserError
 from t5x_lite.partitioning import initialize_distributed, make_partitioner
 
 SET = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-OURS = {"heartbeat_timeout_seconds": partitioning.HEARTBEAT_TIMEOUT_SECONDS}
+OURS = {
+    "heartbeat_timeout_seconds": partitioning.HEARTBEAT_TIMEOUT_SECONDS,
+    "initialization_timeout": partitioning.JOIN_TIMEOUT_SECONDS,
+}
 BY_HAND = {"coordinator_address": "10.0.0.1:8476", "num_processes": 4, "process_id": 3}
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 
@@ -139,3 +146,16 @@ def test_the_rows_of_a_process_are_those_of_its_devices(monkeypatch, mesh, owned
     for device in devices:
         index = every(partitioner.batch_sharding, (16,))[device]
         assert part(index).tolist() == np.arange(16)[index].tolist()
+
+
+def test_processes_that_do_not_come_are_told_of():
+    """JAX ends the one that waits for them."""
+    program = "from t5x_lite import partitioning as p; p.JOIN_TIMEOUT_SECONDS = 2; p.initialize_distributed()"
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    environment = {**os.environ, "XLA_FLAGS": "", **job}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert found.returncode != 0
+    assert f"did not all meet at localhost:{port} within 2 s; start all of them" in found.stderr.splitlines()[-1]

@@ -38,10 +38,10 @@ def test_alone_nothing_is_asked_of_anybody():
     ],
 )
 def test_errors_that_another_process_causes_are_told_from_others(second_of_two, capfd, error, lost):
-    with pytest.raises(LostProcess if lost else jax.errors.JaxRuntimeError) as caught, processes.together("do this"):
+    with pytest.raises(LostProcess if lost else jax.errors.JaxRuntimeError), processes.together("do this"):
         raise jax.errors.JaxRuntimeError(error)
     said = capfd.readouterr().err.splitlines()
-    assert said == ([str(caught.value)] if lost else [])
+    assert len(said) == lost
     assert all(line.startswith("process 1 of 2 stops: another process is gone (") for line in said)
     assert all(line.endswith("); do this") for line in said)
 

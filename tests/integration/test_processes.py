@@ -26,7 +26,7 @@ def free_port() -> int:
 def environment(devices: int) -> dict[str, str]:
     """So many devices a process; compiling is most of what such small runs do, so it is done with less care."""
     flags = (
-        "force_host_platform_device_count={}",
+        f"force_host_platform_device_count={devices}",
         "backend_optimization_level=0",
         "llvm_disable_expensive_passes=true",
     )
