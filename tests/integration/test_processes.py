@@ -57,7 +57,7 @@ def start(command: list[str], count: int, devices: int, cwd: Path) -> list[subpr
     return started
 
 
-def ends(started: list[subprocess.Popen], timeout: float = 400) -> list[tuple[int, str, str]]:
+def ends(started: list[subprocess.Popen], timeout: float = 1200) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each."""
     deadline = time.monotonic() + timeout
     try:
@@ -91,10 +91,19 @@ def steps(run: Path) -> list[int]:
 
 def wait_for_step(run: Path, step: int, started: list[subprocess.Popen]) -> None:
     log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not (log.exists() and f'"step": {step},' in log.read_text()):
         assert time.monotonic() < deadline and all(process.poll() is None for process in started), ends(started, 1)
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """What one run compiles the next need not: it is most of the time of so small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
