@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,9 @@ class Checkpoints:
         self._best_metric = best_metric
         self._sign = 1 if best_mode == "max" else -1
         self._records: dict[int, dict] = {}
-        self._saving: ocp.AsyncResponse | None = None
+        self._saving: tuple[int, float, ocp.AsyncResponse] | None = None  # step, time of its start, what to wait for
+        self._saved: int | None = None
+        self.background_seconds: float | None = None  # the last whole save took, from its start; of the first process
         self._clean = False
 
     def save(
@@ -77,7 +80,9 @@ class Checkpoints:
             measured = ", ".join(sorted(metrics))
             raise UserError(f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}")
         self.wait()
-        if step in self.steps():
+        # What this process saved counts before what it sees: the first could see its step sooner than the others do,
+        # and leave them alone with another save of it.
+        if step == self._saved or step in self.steps():
             return
         self._clear_leftovers()
         record = {
@@ -88,21 +93,31 @@ class Checkpoints:
         # Arrays are packed a few at a time: all at once would be a second copy of the state in host memory. Orbax
         # refuses an array as large as the limit, hence the 1.
         context.memory_options.write_concurrent_bytes = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
+        began = time.time()
         with context:
-            self._saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
+            saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
+        self._saving = step, began, saving
         self._records[step] = record
 
     def wait(self) -> None:
         """Returns when the last save is whole on disk and the steps that it supersedes are gone."""
         if self._saving is None:
             return
-        saving, self._saving = self._saving, None
+        (step, began, saving), self._saving = self._saving, None
         saving.result()
-        self._prune()
+        self._saved = step
+        if jax.process_index() == 0:  # the others must not look at steps that it may be removing
+            committed = ocp.checkpointables_metadata(self._path(step)).commit_timestamp_nsecs
+            self.background_seconds = committed / 1e9 - began
+            self._prune()
 
     def close(self) -> None:
         """Waits for the last save."""
         self.wait()
+
+    def give_up(self) -> None:
+        """Lets the last save go: without the other processes it cannot become whole."""
+        self._saving = None
 
     def steps(self) -> list[int]:
         """The whole steps on disk, ascending; a save under way is not among them."""

@@ -1,11 +1,13 @@
 """What every `python -m t5x_lite.X` shares: flags whose mistakes name the nearest flag, and errors of one line."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from t5x_lite.errors import UserError, nearest
+from t5x_lite.errors import LostProcess, UserError, nearest
 
 Flags = Callable[[argparse.ArgumentParser], None]
 
@@ -21,7 +23,33 @@ def parse_flags(argv: Sequence[str], doc: str, flags: Flags) -> argparse.Namespa
         if flag.startswith("--") and flag not in known:
             close = f"; a macro is set by --gin.{flag[2:]}=VALUE" if flag[2:].isupper() else nearest(flag, known)
             raise UserError(f"command line: no flag {flag!r}{close}; --help lists the flags")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if hasattr(args, "coordinator"):
+        _name_job({name: vars(args).pop(name) for name in _OF_A_JOB})
+    return args
+
+
+# Flags that say which processes work together, and where JAX looks for the same: one way to say it in code.
+_OF_A_JOB = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+
+
+def process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a job that no scheduler starts; `parse_flags` hands them on and takes them from its result."""
+    group = parser.add_argument_group("several processes, where no scheduler starts them (docs/long_runs.md)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the machine of process 0, and a free port of it")
+    group.add_argument("--num_processes", metavar="N", help="how many processes there are")
+    group.add_argument("--process_id", metavar="I", help="which of them this is: 0 to N-1")
+
+
+def _name_job(values: Mapping[str, str | None]) -> None:
+    given = {name: value for name, value in values.items() if value is not None}
+    if given and (missing := [f"--{name}" for name in values if name not in given]):
+        raise UserError(f"command line: --{next(iter(given))} needs {' and '.join(missing)} too")
+    os.environ.update({_OF_A_JOB[name]: value for name, value in given.items()})
 
 
 def run_door(main: Callable[[list[str]], None]) -> None:
@@ -30,9 +58,21 @@ def run_door(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except UserError as error:
         print(f"{_prog()}: {first_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
+    except LostProcess:
+        _leave(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> None:
+    # Loaded by every command that may be one of several processes, and not for --help.
+    if processes := sys.modules.get("t5x_lite.processes"):
+        processes.leave(status)
+    sys.exit(status)
 
 
 class _Parser(argparse.ArgumentParser):

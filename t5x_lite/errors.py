@@ -10,6 +10,10 @@ class UserError(Exception):
     """An error of the user's input. The doors print its message as one line and exit with status 2."""
 
 
+class LostProcess(Exception):
+    """Another process of the job ended, and this one, which has said so, cannot go on. The doors exit with status 1."""
+
+
 class FieldError(UserError):
     """What is wrong with one field of a request; `field` is its name, as "history[2]", the message does not say it."""
 

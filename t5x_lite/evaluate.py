@@ -6,7 +6,7 @@ python -m t5x_lite.evaluate --model_dir=runs/recommend --split=test --sasrec --r
 A run that recommends is then compared with counting, and with SASRec if asked, on the same questions.
 """
 
-from t5x_lite import config
+from t5x_lite import config, doors
 
 
 def main(argv: list[str]) -> None:
@@ -17,20 +17,23 @@ def main(argv: list[str]) -> None:
         parser.add_argument("--max_examples", type=int, help="at most this many examples a task; default: all")
         parser.add_argument("--sasrec", action="store_true", help="train SASRec too, for the comparison; minutes")
         parser.add_argument("--recs_out", metavar="FILE", help=".jsonl: the ten best items for each user")
+        doors.process_flags(parser)
 
     args = config.parse_flags(argv, __doc__, flags)
     config.load_run(args.model_dir)
+    from t5x_lite import processes
     from t5x_lite.training import evaluation
 
     run = config.build("train")
     compared = bool(run.items or args.sasrec or args.recs_out)
     if compared:
         evaluation.check_comparison(run, args.split, args.recs_out)
-    results = evaluation.evaluate_run(run, split=args.split, step=args.step, max_examples=args.max_examples)
-    print(evaluation.table(results))
-    if compared:
-        found = evaluation.compare_recommenders(run, results, sasrec=args.sasrec, lists_file=args.recs_out)
-        print(f"\n{found}")
+    with processes.together("start all of them again with the same command"):
+        results = evaluation.evaluate_run(run, split=args.split, step=args.step, max_examples=args.max_examples)
+        processes.say(evaluation.table(results))
+        if compared:
+            found = evaluation.compare_recommenders(run, results, sasrec=args.sasrec, lists_file=args.recs_out)
+            processes.say(f"\n{found}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
         answers.add_argument("--seed", type=int, default=0, help="of the samples; default: 0")
         answers.add_argument("--repetition_penalty", type=float, help="of tokens written already; default: 1, none")
         answers.add_argument("--no_repeat_ngram", type=int, help="this many tokens never come twice; default: 0, off")
+        doors.process_flags(parser)
 
     args = doors.parse_flags(argv, __doc__, flags)
     from t5x_lite.decoding import jobs

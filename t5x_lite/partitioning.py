@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5x_lite import processes
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.model.axes import Rule, axis_rules, logical_to_spec
 from t5x_lite.model.names import name_of
@@ -26,6 +28,11 @@ LOGICAL_AXES = ("batch", "length", "embed", "heads", "kv", "mlp", "vocab", "laye
 # Rows of the vocabulary's tables are padded to a multiple of this, so that they divide over a mesh; T5's own rounding
 # (32100 tokens, 32128 rows).
 VOCAB_MULTIPLE = 128
+
+# A process that is not heard of for so long is taken for dead, and JAX ends the others (its own default is 100). They
+# send signs of life from threads of their own, so that no computation or compilation delays them.
+HEARTBEAT_TIMEOUT_SECONDS = 60
+JOIN_TIMEOUT_SECONDS = 300  # machines of a pod start at different times
 
 # T5X's data parallelism: parameters whole on every device, each computes its share of the batch.
 DATA_PARALLEL: tuple[Rule, ...] = (("batch", ("data", "fsdp")),)
@@ -60,12 +67,31 @@ class Partitioner:
     def batch_sharding(self) -> NamedSharding:
         return self.sharding(("batch",), (self.data_size,))
 
+    def own_rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a global batch that this process's devices hold, ascending.
+
+        A TPU's processes own blocks of a grid of chips, so that they need not follow one another; and where the mesh's
+        model axis spans processes, those share their rows.
+        """
+        indices = self.batch_sharding.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
+
     def global_batch(self, rows_of_this_process: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """One global array for each feature, out of what every process holds of it."""
-        sharding = self.batch_sharding
-        return {
-            name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in rows_of_this_process.items()
-        }
+        """One global array for each feature, out of what every process holds of it: its `own_rows`, in their order."""
+        sharding, parts = self.batch_sharding, self.data_size
+        own_parts = self.own_rows(parts)
+
+        def assemble(rows: np.ndarray) -> jax.Array:
+            size = len(rows) // len(own_parts)  # rows a part
+
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                number = (index[0].start or 0) // size
+                first = int(np.searchsorted(own_parts, number)) * size
+                return rows[first : first + size]
+
+            return jax.make_array_from_callback((size * parts, *rows.shape[1:]), sharding, part)
+
+        return {name: assemble(rows) for name, rows in rows_of_this_process.items()}
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -153,28 +179,85 @@ def _mesh_axes(target: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def initialize_distributed() -> None:
-    """Joins the other processes of this job, where the environment says that there are any; once is enough.
+    """Joins the other processes of this job, where there are any; once is enough.
 
-    JAX finds them by itself on Cloud TPU pods and under Slurm's srun; elsewhere JAX_COORDINATOR_ADDRESS
-    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are. Must come before anything asks for
-    devices.
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; where they are not set
+    JAX finds it out by itself on Cloud TPU (GKE too), under Slurm's srun, under Open MPI's mpirun, and, where the
+    package kubernetes is installed, in an indexed Kubernetes Job or JobSet. Must come before anything asks for devices.
+    Raises UserError for settings that name no job.
     """
-    environment = os.environ
     if jax.distributed.is_initialized():
         return
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        numbers = []
-        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-            if not environment.get(name, "").isdecimal():
-                raise UserError(
-                    f"JAX_COORDINATOR_ADDRESS is set and {name} is {environment.get(name)!r}; set all of "
-                    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or none for one process"
-                )
-            numbers.append(int(environment[name]))
-        jax.distributed.initialize(num_processes=numbers[0], process_id=numbers[1])
-    # SLURM_NTASKS would also be there in an allocation's shell, where this is the only process.
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    who: dict[str, Any] | None = None
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        who = _named_job(os.environ)
+    elif _scheduled(os.environ):
+        who = {}
+    if who is None or who.get("num_processes") == 1:
+        return
+    # SIGTERM is the training loop's to answer; JAX's service would take the signal and leave the process deaf to it.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Where they do not all come JAX ends this process, without asking Python.
+    at = f" at {who['coordinator_address']}" if who else ""
+    with processes.last_words(
+        f"the processes of this job did not all meet{at} within {JOIN_TIMEOUT_SECONDS} s; start all of them, each with "
+        "its own number, where that address can be reached"
+    ):
+        jax.distributed.initialize(
+            **who,
+            initialization_timeout=JOIN_TIMEOUT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        )
+
+
+def _named_job(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment, or a door's flags, say of a job that no scheduler started.
+
+    Raises UserError where that is no job.
+    """
+    address = environment["JAX_COORDINATOR_ADDRESS"]
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS (--coordinator) is {address!r}; it is HOST:PORT, the machine of process 0 and a "
+            "free port of it, like 10.0.0.1:8476"
+        )
+    numbers = []
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        if not environment.get(name, "").isdecimal():
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS is set and {name} is {environment.get(name)!r}; set all of "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID (or --coordinator, --num_processes, "
+                "--process_id), or none for one process"
+            )
+        numbers.append(int(environment[name]))
+    count, index = numbers
+    if index >= count:
+        raise UserError(
+            f"JAX_PROCESS_ID (--process_id) is {index} and JAX_NUM_PROCESSES (--num_processes) is {count}; "
+            "the processes are numbered from 0"
+        )
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+
+
+def _scheduled(environment: Mapping[str, str]) -> bool:
+    """Whether a scheduler that JAX knows started this process as one of several."""
+    # Where there is no TPU, importing jax sets TPU_SKIP_MDS_QUERY; where there is one, JAX asks Google's metadata
+    # server for the others unless the environment names them.
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    asks_metadata = hosts is None and "TPU_SKIP_MDS_QUERY" not in environment and find_spec("libtpu") is not None
+    return (
+        "," in (hosts or "")
+        or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
+        or asks_metadata
+        # SLURM_NTASKS would also be there in an allocation's shell, where this is the only process.
+        or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or ("OMPI_MCA_orte_hnp_uri" in environment and int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1)
+        or (
+            {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+            and find_spec("kubernetes") is not None
+        )
+    )
 
 
 def with_shardings(abstract_tree: Any, shardings: Any) -> Any:

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
         what.add_argument("--include_seen", action="store_true", help="what was taken may come again")
         what.add_argument("--evidence", action="store_true", help="name the history entries that speak for each item")
         what.add_argument("--json", action="store_true", help="print one JSON object")
+        doors.process_flags(parser)
 
     args = doors.parse_flags(argv, __doc__, flags)
     if args.input or args.output:

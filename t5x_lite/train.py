@@ -1,4 +1,4 @@
-"""Trains a model, or goes on with a run.
+"""Trains a model, or goes on with a run; docs/long_runs.md.
 
 python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run]
 """
@@ -6,18 +6,22 @@ python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run
 import signal
 import sys
 
-from t5x_lite import config
+from t5x_lite import config, doors
 
 
 def main(argv: list[str]) -> None:
     def flags(parser):
         parser.add_argument("--dry_run", action="store_true", help="print the plan and stop; writes nothing")
+        doors.process_flags(parser)
 
     args = config.parse(argv, __doc__, flags)
+    from t5x_lite import processes
     from t5x_lite.training.loop import NonFiniteLoss, train
 
+    run = config.build("train")
     try:
-        finished = train(config.build("train"), dry_run=args.dry_run)
+        with processes.together(f"start all of them again with the same command: {run.model_dir} goes on"):
+            finished = train(run, dry_run=args.dry_run)
     except NonFiniteLoss as stop:
         sys.exit(f"python -m t5x_lite.train: {stop}")
     if not finished:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from t5x_lite import config
+from t5x_lite import config, doors
 from t5x_lite.errors import UserError
 
 
@@ -19,7 +19,7 @@ def message(call, *args) -> str:
 
 DOOR = """
 import sys
-from t5x_lite import config
+from t5x_lite import config, doors
 
 def main(argv):
     def flags(parser):
@@ -89,3 +89,25 @@ def test_a_door_turns_a_user_error_into_one_line_and_status_2(capsys, monkeypatc
         config.run_door(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "python -m t5x_lite.train: --x is wrong\n"
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ([], {}),
+        (
+            ["--coordinator=a:1", "--num_processes=2", "--process_id", "1"],
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+        ),
+    ],
+)
+def test_flags_of_a_job_become_its_environment(monkeypatch, words, wanted):
+    found = {}
+    monkeypatch.setattr(doors.os, "environ", found)
+    assert vars(doors.parse_flags(words, "bakes", doors.process_flags)) == {}
+    assert found == wanted
+
+
+def test_a_job_is_named_whole_or_not_at_all():
+    said = message(doors.parse_flags, ["--num_processes=2"], "bakes", doors.process_flags)
+    assert said == "command line: --num_processes needs --coordinator and --process_id too"

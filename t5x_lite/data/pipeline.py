@@ -21,7 +21,6 @@ from t5x_lite.data.features import Example, encdec_batch
 from t5x_lite.data.packing import first_fit
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Row = Sequence[tuple[int, int]]  # (store, example) of what is packed together
@@ -31,10 +30,9 @@ _SHUFFLE_EPOCH, _SHUFFLE_ROWS = 1, 2  # what a random stream is for
 
 
 class TrainIterator:
-    """Endless batches of this process's rows; row r of the global batch does not depend on the processes.
+    """Endless batches of `own_rows` of each global batch (default: all), which does not depend on the processes.
 
-    Each process takes an equal, contiguous share of the rows. With `pack` a row holds several examples.
-    Raises UserError where `batch_size` does not divide over the processes.
+    With `pack` a row holds several examples.
     """
 
     def __init__(
@@ -46,19 +44,15 @@ class TrainIterator:
         batch_size: int,
         seed: int,
         pack: bool = True,
-        process: tuple[int, int] = (0, 1),
+        own_rows: Sequence[int] | None = None,
     ):
-        index, count = process
-        if batch_size % count:
-            raise UserError(f"BATCH_SIZE {batch_size} does not divide over {count} processes; use a multiple")
         self._stores = stores
         self._rates = np.asarray(rates, np.float64) / np.sum(rates)
         self._lengths = dict(lengths)
         self._batch_size = batch_size
         self._seed = seed
         self._pack = pack
-        share = batch_size // count
-        self._own = slice(index * share, (index + 1) * share)
+        self._own = range(batch_size) if own_rows is None else own_rows
         self._epoch_order = functools.lru_cache(maxsize=2 * len(stores))(self._shuffled_epoch)
         self._go_to(0, 0)
 
@@ -73,7 +67,7 @@ class TrainIterator:
             taken = self._rows[self._row : self._row + self._batch_size - len(rows)]
             self._row += len(taken)
             rows += taken
-        return encdec_batch([self._examples(row) for row in rows[self._own]], self._lengths, self._pack)
+        return encdec_batch([self._examples(row) for row in (rows[i] for i in self._own)], self._lengths, self._pack)
 
     def state(self) -> dict[str, int]:
         """Where the next batch begins."""

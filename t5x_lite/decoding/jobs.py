@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from t5x_lite import partitioning
+from t5x_lite import partitioning, processes
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.decoding import records
 from t5x_lite.decoding.engine import Answer, Engine, chosen_step
@@ -224,15 +224,16 @@ class FileJob:
         total = sum(1 for _ in records.read(input, request.needed, request.reserved))
         return cls(Path(input), path, request, total, chunk)
 
+    @processes.together("start all of them again with the same command: what is answered is not asked again")
     def run(self, engine: Any, model: Mapping[str, Any]) -> None:
         """The engine is what the request asks. `model` says which weights it has: a job goes on with the same only."""
         self._claim(self.fingerprint(engine, model))
-        process, processes = jax.process_index(), jax.process_count()
+        process, count = jax.process_index(), jax.process_count()
         source = records.read(self.input, self.request.needed, self.request.reserved)
         with _Progress(self.total, self._finished(), quiet=process > 0) as progress:
             for number, part in enumerate(self.parts):
                 asked = list(itertools.islice(source, self.chunk))
-                if number % processes != process or part.exists():
+                if number % count != process or part.exists():
                     continue
                 found = self.request.results(engine, asked, first_number=number * self.chunk)
                 records.write_whole(part, (record | result for record, result in zip(asked, found, strict=True)))

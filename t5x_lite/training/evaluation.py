@@ -21,6 +21,7 @@ from t5x_lite.decoding.generator import Generator
 from t5x_lite.decoding.options import Decoding
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.files import write_whole
+from t5x_lite.processes import is_main
 from t5x_lite.recommendation import comparison
 from t5x_lite.recommendation.recommender import Recommender
 from t5x_lite.run_folder import check_folder_of
@@ -59,8 +60,9 @@ def evaluate_run(
     eval_sets = load_eval_sets(run, split, max_examples)
     generator = Generator(run.model, params, eos_id=run.vocabulary.eos_id, partitioner=config.partitioner)
     results = evaluate(run, generator, eval_sets, step=step, split=split)
-    write_results(config.model_dir, results)
-    write_report(config.model_dir)
+    if is_main():
+        write_results(config.model_dir, results)
+        write_report(config.model_dir)
     return results
 
 
@@ -82,9 +84,11 @@ def compare_recommenders(config: TrainConfig, results: dict[str, Any], *, sasrec
     """Adds "recommendation" to the results of a run that recommends, and returns the table that compares it."""
     recommender = Recommender.load(config.model_dir, results["step"])
     found = comparison.compare(recommender, config.items, results["split"], sasrec=sasrec)
-    write_results(config.model_dir, results | {"recommendation": found.rows})
-    if lists_file:
-        comparison.write_lists(lists_file, found, config.items)
+    # With several processes each of them compares, on its own devices: waiting for one could outlast JAX's patience.
+    if is_main():
+        write_results(config.model_dir, results | {"recommendation": found.rows})
+        if lists_file:
+            comparison.write_lists(lists_file, found, config.items)
     return comparison.table(found)
 
 

@@ -5,21 +5,23 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from t5x_lite import config as gin_config
-from t5x_lite import partitioning
+from t5x_lite import partitioning, processes
 from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
 from t5x_lite.decoding.generator import Generator
-from t5x_lite.run_folder import write_manifest
+from t5x_lite.run_folder import MANIFEST, write_manifest
 from t5x_lite.training import evaluation
+from t5x_lite.training.goodput import Goodput, describe
 from t5x_lite.training.metrics_log import MetricsLog
 from t5x_lite.training.progress import TrainingProgress
 from t5x_lite.training.report import write_report
@@ -28,8 +30,10 @@ from t5x_lite.training.start import initial_state
 from t5x_lite.training.state import Params, TrainState, abstract_frozen, abstract_state
 from t5x_lite.training.step import make_train_step
 from t5x_lite.training.trainable import join
+from t5x_lite.training.watchdog import Watchdog
 
 _PREFETCHED_BATCHES = 4
+_ONE_FOLDER = "give all of them the same MODEL_DIR, on a disk that all of them see"
 _TEXTS_LOOKED_AT = 10_000  # for the share of lost characters; a large set is not read whole for it
 
 
@@ -42,12 +46,12 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
 
     Returns whether that is all: False after a SIGTERM. Raises UserError for what the user can mend, and NonFiniteLoss.
     """
-    started = time.monotonic()
+    started = time.time()
     partitioning.initialize_distributed()
     # ---------------------------------------------------------------- plan
     run = prepare(config)
     abstract = abstract_state(run.model, config.optimizer, config.partitioner, run.trainable)
-    main_process = jax.process_index() == 0
+    main_process = processes.is_main()
     if main_process:
         frozen = abstract_frozen(run.model, config.partitioner, run.trainable)
         print(describe_plan(run, abstract, frozen), flush=True)
@@ -55,13 +59,18 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
         return True
 
     # ---------------------------------------------------------------- run folder
+    processes.agree(f"{config.model_dir} holds {'a' if run.resuming else 'no'} run", _ONE_FOLDER)
     if main_process and not run.resuming:
         write_run_folder(run)
+    processes.agree("the run folder is written", _ONE_FOLDER)
+    there = (epath.Path(config.model_dir) / MANIFEST).exists()
+    processes.agree(f"{config.model_dir} has {'a' if there else 'no'} {MANIFEST}", _ONE_FOLDER)
     checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric)
 
     # ---------------------------------------------------------------- data
     stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
-    iterator = make_iterator(run, stores)
+    own_rows = config.partitioner.own_rows(config.batch_size)
+    iterator = make_iterator(run, stores, own_rows)
     eval_sets = evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
 
     if main_process:
@@ -74,17 +83,25 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
 
     # ---------------------------------------------------------------- steps
     step = int(state.step)
+    processes.agree(f"the run goes on from step {step}", _ONE_FOLDER)
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
-    progress = TrainingProgress(config.train_steps, step, quiet=not main_process)
+    own_share = len(own_rows) / config.batch_size
+    progress = TrainingProgress(config.train_steps, step, own_share=own_share, quiet=not main_process)
     train_step = train_step_of(run)
-    loop = Loop(run, frozen, stores, checkpoints, eval_sets, log, progress, started)
+    clock = Goodput(config.model_dir, step, began=started)
+    watchdog = Watchdog(config.model_dir, config.step_timeout)
+    loop = Loop(run, frozen, stores, checkpoints, eval_sets, log, progress, clock, watchdog)
     try:
         with (
             PreemptionGuard() as guard,
             config.partitioner.context(),
             prefetch(iterator, _PREFETCHED_BATCHES) as batches,
+            watchdog,
         ):
             finished = loop.go(state, train_step, batches, guard)
+    except (jax.errors.JaxRuntimeError, TimeoutError):  # another process may be gone
+        checkpoints.give_up()
+        raise
     finally:
         checkpoints.close()
         progress.close()
@@ -121,7 +138,7 @@ def write_run_folder(run: Run) -> None:
     write_manifest(model_dir, run.manifest())
 
 
-def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator:
+def make_iterator(run: Run, stores: list[TokenStore], own_rows: Sequence[int] | None = None) -> TrainIterator:
     config = run.config
     return TrainIterator(
         stores,
@@ -130,7 +147,7 @@ def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator:
         batch_size=config.batch_size,
         seed=config.seed,
         pack=config.pack,
-        process=(jax.process_index(), jax.process_count()),
+        own_rows=own_rows,
     )
 
 
@@ -160,7 +177,8 @@ class Loop:
         eval_sets: list[EvalSet],
         log: MetricsLog | None,
         progress: TrainingProgress,
-        started: float,
+        clock: Goodput,
+        watchdog: Watchdog,
     ):
         self.run = run
         self.config = run.config
@@ -170,7 +188,9 @@ class Loop:
         self.eval_sets = eval_sets
         self.log = log
         self.progress = progress
-        self.started = started
+        self.clock = clock
+        self.watchdog = watchdog
+        self.of_saves: dict[str, float] = {}  # what saving took, for the next line of the log
         self.generator: Generator | None = None
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
         self.unchecked: list[tuple[int, dict[str, int], jax.Array]] = []
@@ -179,9 +199,13 @@ class Loop:
         """Steps until the last one, or a SIGTERM before it (False); the state it stops with is saved."""
         config = self.config
         start = step = int(state.step)
-        while step < config.train_steps and not guard.requested:
+        vote, stopping = processes.Vote(), False
+        # The vote is a program of the devices: all processes take part in it, or none.
+        while step < config.train_steps and not (stopping := vote(guard.requested)):
+            self.watchdog.alive(f"step {step + 1}")
             before = batches.state()
-            host_batch = next(batches)
+            with self.clock.spending("data_wait"):
+                host_batch = next(batches)
             state, metrics = train_step(state, config.partitioner.global_batch(host_batch), self.frozen)
             step += 1
             self.unchecked.append((step, before, metrics["loss"]))
@@ -197,7 +221,12 @@ class Loop:
                 self.save(step, state, batches.state(), scores)
         if step > start:
             self.save(step, state, batches.state(), None)
-        if guard.requested:
+            with self.clock.spending("checkpoint"):
+                self.checkpoints.wait()
+            spent = self.clock.record(step)
+            if self.log:
+                self.progress.say(describe(spent))
+        if stopping:
             self.progress.say(f"SIGTERM: saved step {step}; the same command goes on from there")
         elif step == start:
             self.progress.say(f"nothing to do: step {step} of {config.train_steps} is already there")
@@ -206,13 +235,15 @@ class Loop:
     def first_step_done(self, metrics: dict[str, jax.Array]) -> None:
         """Says how long the user waited; compilation would otherwise count as training."""
         jax.block_until_ready(metrics)
-        self.progress.say(f"first step done {time.monotonic() - self.started:.1f} s after the start")
+        self.clock.started()
+        self.progress.say(f"first step done {self.clock.seconds_of('startup'):.1f} s after the start")
         self.progress.restart()
 
     def write_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Hands the step's metrics to the log, which reads them when the next ones come."""
         checked = self.check_finite(until=step - self.config.log_period)
-        rates = self.progress.rates()
+        rates = self.progress.rates() | self.of_saves | self.clock.record(step)
+        self.of_saves = {}
         if checked is not None:
             self.progress.show(step, checked, rates)
         if self.log:
@@ -220,7 +251,20 @@ class Loop:
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         self.check_finite(until=step)
+        self.watchdog.alive(f"the evaluation at step {step}")
         self.progress.pause()
+        with self.clock.spending("evaluation"):
+            results = self.score(step, state)
+        scores = evaluation.flat(results)
+        if self.log:
+            evaluation.write_results(self.config.model_dir, results)
+            self.log.write_eval(step, scores)
+            summary = "  ".join(f"{name} {value:.3f}" for name, value in results["overall"].items())
+            self.progress.say(f"eval at step {step}: {summary}")
+        self.progress.resume()
+        return scores
+
+    def score(self, step: int, state: TrainState) -> dict[str, Any]:
         params = join(state.params, self.frozen)
         if self.generator is None:
             self.generator = Generator(
@@ -233,20 +277,21 @@ class Loop:
         results = evaluation.evaluate(self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split)
         # The next step donates these arrays.
         self.generator.params = {}
-        scores = evaluation.flat(results)
-        if self.log:
-            evaluation.write_results(self.config.model_dir, results)
-            self.log.write_eval(step, scores)
-            summary = "  ".join(f"{name} {value:.3f}" for name, value in results["overall"].items())
-            self.progress.say(f"eval at step {step}: {summary}")
-        self.progress.resume()
-        return scores
+        return results
 
     def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
         self.check_finite(until=step)
         if self.log:
             self.log.keep()
-        self.checkpoints.save(step, state, data_state, scores)
+        self.watchdog.alive(f"the save of step {step}")
+        began, whole = time.monotonic(), self.checkpoints.background_seconds
+        with self.clock.spending("checkpoint"):
+            self.checkpoints.save(step, state, data_state, scores)
+        blocked = self.of_saves.get("checkpoint/blocked_seconds", 0.0) + time.monotonic() - began
+        self.of_saves["checkpoint/blocked_seconds"] = blocked
+        if self.checkpoints.background_seconds != whole:  # of the save before this one
+            self.of_saves["checkpoint/background_seconds"] = self.checkpoints.background_seconds
+        self.clock.record(step)
 
     def check_finite(self, until: int) -> float | None:
         """The loss of the last unchecked step up to `until`; NonFiniteLoss where one of them is no number."""
@@ -259,13 +304,14 @@ class Loop:
         return loss
 
     def keep_batch(self, step: int, before: dict[str, int], loss: float) -> str:
-        """Makes the step's batch again and writes it to the run folder; returns what to tell the user."""
-        iterator = make_iterator(self.run, self.stores)
-        iterator.restore(before)
+        """Makes the step's whole batch again and writes it to the run folder; returns what to tell the user."""
         path = os.path.join(self.config.model_dir, f"nonfinite_batch_{step}.npz")
-        arrays = io.BytesIO()
-        np.savez(arrays, **next(iterator))
-        epath.Path(path).write_bytes(arrays.getvalue())
+        if self.log:
+            iterator = make_iterator(self.run, self.stores)
+            iterator.restore(before)
+            arrays = io.BytesIO()
+            np.savez(arrays, **next(iterator))
+            epath.Path(path).write_bytes(arrays.getvalue())
         kept = self.checkpoints.latest_step()
         return (
             f"the loss is {loss} at step {step}; its batch is in {path}; the last checkpoint "

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,9 +15,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 class TrainingProgress:
     """Counts real tokens and seconds of training steps; evaluation and saving do not count."""
 
-    def __init__(self, total_steps: int, start_step: int, *, quiet: bool = False):
+    def __init__(self, total_steps: int, start_step: int, *, own_share: float = 1.0, quiet: bool = False):
         self._total = total_steps
         self._start = self._step = start_step
+        self._own_share = own_share
         self._tokens = 0
         self._seconds = 0.0
         self._resumed: float | None = time.monotonic()  # None while paused
@@ -40,12 +40,12 @@ class TrainingProgress:
     def step(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
         """Counts one step and the tokens of its batch that are not padding.
 
-        The batch is this process's part (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); the parts of
-        the other processes are taken to be as full.
+        The batch is this process's `own_share` of it (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); the
+        rest is taken to be as full.
         """
         self._step = step
         real = np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(batch["decoder_loss_weights"])
-        self._tokens += int(real) * jax.process_count()
+        self._tokens += round(int(real) / self._own_share)
         if self._live:
             self._live.update(self._bar, completed=step)
 

@@ -15,7 +15,7 @@ from etils import epath
 
 from t5x_lite.files import write_whole
 from t5x_lite.model import T5Config
-from t5x_lite.training import charts, metrics_log
+from t5x_lite.training import charts, goodput, metrics_log
 from t5x_lite.training.progress import duration
 from t5x_lite.training.report_tables import SPLITS, STYLES, note, samples, score, scores, templates, words
 
@@ -143,6 +143,9 @@ def _tiles(record: Record) -> list[str]:
         tiles.append(_tile("tokens a second", charts.number(speed), "median, padding not counted"))
     if seconds := _training_seconds(record.curve("training_seconds")):
         tiles.append(_tile("training time", duration(seconds), "without compiling and evaluating"))
+    if record.train and "goodput" in record.train[-1]:
+        about = goodput.describe(record.train[-1]).partition(": ")[2]
+        tiles.append(_tile("goodput", f"{record.train[-1]['goodput']:.0%}", about))
     return tiles
 
 

@@ -71,6 +71,7 @@ class TrainConfig:
     checkpoint_period: int = 500
     keep_checkpoints: int = 3
     best_metric: str | None = None
+    step_timeout: float = 600.0
 
     def __post_init__(self):
         lengths = self.task_feature_lengths
@@ -89,6 +90,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.step_timeout < math.inf:
+            raise UserError(f"STEP_TIMEOUT is {self.step_timeout}; it is a number of seconds, or 0 to watch nothing")
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"BATCH_SIZE {self.batch_size} does not divide into MICROBATCHES {self.microbatches} equal parts"

@@ -90,7 +90,7 @@ class Workplace:
     def metrics(self, run: str) -> list[dict]:
         """What was logged, without what depends on the clock."""
         lines = [json.loads(line) for line in (self.path / run / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+        return [{k: v for k, v in line.items() if "second" not in k and k != "goodput"} for line in lines]
 
     def signal_after_step(self, process: subprocess.Popen, run: str, step: int, signum: signal.Signals) -> None:
         """Sends a signal once the run has logged that step."""

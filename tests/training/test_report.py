@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from t5x_lite.model import T5Config
-from t5x_lite.training import charts
+from t5x_lite.training import charts, goodput
 from t5x_lite.training.report import read_record, write_report
 from t5x_lite.training.report_tables import score
 
@@ -175,6 +175,13 @@ def test_training_time_adds_up_the_processes_of_a_resumed_run(run):
     seconds = [10.0, 20.0, 5.0, 15.0]  # stopped after 20 seconds, then 15 more
     page, _ = run(metrics=[train_line(step, 1.0) | {"training_seconds": s} for step, s in enumerate(seconds)])
     assert "Training time 0:35" in page.text
+
+
+def test_shows_where_all_of_the_time_went(run):
+    spent = dict.fromkeys(goodput.NAMES, 0.0) | {"productive": 75.0, "startup": 20.0, "gap": 5.0}
+    fields = {"goodput": 0.75, **{f"goodput/{kind}_seconds": seconds for kind, seconds in spent.items()}}
+    page, _ = run(metrics=[train_line(1, 1.0) | fields])
+    assert "Goodput 75% 75% of 1:40 went to steps that count; start and compilation 20%, between two" in page.text
 
 
 def test_draws_the_curves(run):
