@@ -87,9 +87,10 @@ def _row(size: str, topology, proved: dict) -> str:
     from t5x_lite.planning.search import ranked
 
     room = f"{topology.kind.memory / _GIB:.1f}"
+    request = _asked(size, topology)
     try:
-        best = ranked(_asked(size, topology))[0]
-    except UserError as error:
+        best = ranked(request)[0]
+    except UserError as error:  # nothing fits
         return f"| {size} | {topology.name} | {str(error).split('; ')[1]} | | | of {room} | | | |"
     request, time = best.request, best.time
     mesh = " x ".join(map(str, request.mesh))
