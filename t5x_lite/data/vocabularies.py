@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
+from etils import epath
 
 from t5x_lite.errors import UserError
 from t5x_lite.files import cache_folder, write_whole
@@ -162,7 +163,7 @@ class Vocabulary:
 
     def save(self, folder: str | Path) -> None:
         """Writes vocabulary/ of a run folder; its description last, since that is what `load` looks for."""
-        folder = Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.model:
             write_whole(folder / _MODEL_FILE, self.model)
@@ -216,7 +217,7 @@ def _splitter(tokens: Sequence[str]) -> re.Pattern:
 
 def load(folder: str | Path) -> Vocabulary:
     """Reads vocabulary/ of a run folder. UserError where it is missing or not what was saved."""
-    folder = Path(folder)
+    folder = epath.Path(folder)
     try:
         description = json.loads((folder / _DESCRIPTION_FILE).read_text())
         model = None if description["bytes"] else (folder / _MODEL_FILE).read_bytes()

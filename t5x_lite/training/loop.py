@@ -4,7 +4,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,14 @@ from t5x_lite import config as gin_config
 from t5x_lite import partitioning
 from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
+from t5x_lite.data.packed_cache import CacheIterator
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
 from t5x_lite.decoding.generator import Generator
 from t5x_lite.run_folder import write_manifest
 from t5x_lite.training import evaluation
+from t5x_lite.training.from_cache import has_metrics
+from t5x_lite.training.held_out import HeldOut
 from t5x_lite.training.metrics_log import MetricsLog
 from t5x_lite.training.progress import TrainingProgress
 from t5x_lite.training.report import write_report
@@ -55,15 +59,20 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     # ---------------------------------------------------------------- run folder
     if main_process and not run.resuming:
         write_run_folder(run)
-    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric)
+    # Without the tasks' metrics the held-out rows of the cache are evaluated, and there is no best step by a metric.
+    held_out = None if has_metrics(run.tasks) else HeldOut(run)
+    best_metric = config.best_metric if held_out is None else held_out.best_metric
+    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=best_metric)
 
     # ---------------------------------------------------------------- data
-    stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
+    stores = [] if run.data.cache else [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
     iterator = make_iterator(run, stores)
-    eval_sets = evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
+    eval_sets = [] if held_out else evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
 
-    if main_process:
-        warn_of_lost_characters(run)
+    if main_process and held_out:
+        print(held_out.notice, flush=True)
+    if main_process and not run.data.cache:  # it warned when it was written
+        warn_of_lost_characters(run.tasks, run.vocabulary)
 
     # ---------------------------------------------------------------- state
     state, frozen, decision = initial_state(run, abstract, checkpoints, iterator)
@@ -75,7 +84,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
     progress = TrainingProgress(config.train_steps, step, quiet=not main_process)
     train_step = train_step_of(run)
-    loop = Loop(run, frozen, stores, checkpoints, eval_sets, log, progress, started)
+    loop = Loop(run, frozen, stores, checkpoints, held_out or eval_sets, log, progress, started)
     try:
         with (
             PreemptionGuard() as guard,
@@ -93,12 +102,12 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> None:
         print(f"report: {os.path.join(config.model_dir, 'report.html')}")
 
 
-def warn_of_lost_characters(run: Run) -> None:
+def warn_of_lost_characters(tasks: Sequence, vocabulary: vocabularies.Vocabulary) -> None:
     """A task whose text the vocabulary cannot express trains on <unk>: say so before hours are spent."""
     from t5x_lite.data import registry
 
-    for task in run.tasks:
-        coverage = run.vocabulary.coverage(itertools.islice(registry.texts(task, "train"), _TEXTS_LOOKED_AT))
+    for task in tasks:
+        coverage = vocabulary.coverage(itertools.islice(registry.texts(task, "train"), _TEXTS_LOOKED_AT))
         if coverage.share > vocabularies.LOST_SHARE_WARNED:
             print(
                 f"WARNING {task.name}: {coverage.share:.1%} of its characters are not in the vocabulary and reach the "
@@ -112,14 +121,17 @@ def write_run_folder(run: Run) -> None:
     model_dir = run.config.model_dir
     os.makedirs(model_dir, exist_ok=True)
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
-    if run.config.items:
+    if run.data.knowledge:
         run.knowledge.save(os.path.join(model_dir, "items"))
     gin_config.write_config(model_dir)
     write_manifest(model_dir, run.manifest())
 
 
-def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator:
+def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator | CacheIterator:
     config = run.config
+    process = (jax.process_index(), jax.process_count())
+    if run.data.cache:
+        return CacheIterator(run.data.cache, batch_size=config.batch_size, seed=config.seed, process=process)
     return TrainIterator(
         stores,
         run.rates,
@@ -127,7 +139,7 @@ def make_iterator(run: Run, stores: list[TokenStore]) -> TrainIterator:
         batch_size=config.batch_size,
         seed=config.seed,
         pack=config.pack,
-        process=(jax.process_index(), jax.process_count()),
+        process=process,
     )
 
 
@@ -154,7 +166,7 @@ class Loop:
         frozen: Params,
         stores: list[TokenStore],
         checkpoints: Checkpoints,
-        eval_sets: list[EvalSet],
+        eval_sets: list[EvalSet] | HeldOut,
         log: MetricsLog | None,
         progress: TrainingProgress,
         started: float,
@@ -218,6 +230,8 @@ class Loop:
         self.check_finite(until=step)
         self.progress.pause()
         params = join(state.params, self.frozen)
+        if isinstance(self.eval_sets, HeldOut):
+            return self.evaluated(step, self.eval_sets.scores(params), {})
         if self.generator is None:
             self.generator = Generator(
                 self.run.model,
@@ -229,11 +243,15 @@ class Loop:
         results = evaluation.evaluate(self.run, self.generator, self.eval_sets, step=step, split=self.config.eval_split)
         # The next step donates these arrays.
         self.generator.params = {}
-        scores = evaluation.flat(results)
+        return self.evaluated(step, evaluation.flat(results), results)
+
+    def evaluated(self, step: int, scores: dict[str, float], results: dict[str, Any]) -> dict[str, float]:
+        """Writes and shows what an evaluation found; `results` is the whole of it, if there was more than scores."""
         if self.log:
-            evaluation.write_results(self.config.model_dir, results)
+            if results:
+                evaluation.write_results(self.config.model_dir, results)
             self.log.write_eval(step, scores)
-            summary = "  ".join(f"{name} {value:.3f}" for name, value in results["overall"].items())
+            summary = "  ".join(f"{name} {value:.3f}" for name, value in results.get("overall", scores).items())
             self.progress.say(f"eval at step {step}: {summary}")
         self.progress.resume()
         return scores
