@@ -129,7 +129,7 @@ class CacheIterator:
             was = "another cache" if "cache" in state else "no cache"
             raise UserError(
                 f"CACHE_DIR {self._cache.folder!r}: the checkpoint was trained from {was}, so its place in the data "
-                "means nothing here; set CACHE_DIR as it was, or start a new run from its weights (INITIAL_CHECKPOINT_PATH)"
+                "means nothing here; set CACHE_DIR as it was, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
             )
         self._step = state["step"]
 
