@@ -9,13 +9,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from etils import epath
+from grain.experimental import index_shuffle
 
 from t5x_lite.data import vocabularies
 from t5x_lite.data.cache_format import (
@@ -35,7 +35,8 @@ from t5x_lite.errors import UserError, first_words
 Batch = dict[str, np.ndarray]
 
 _ROWS_READ_AT_ONCE = 512  # a call costs as much as ten rows
-_SHUFFLE_PART = 3  # what a random stream is for; 1 and 2 are the pipeline's
+_SMALL = 1 << 16  # rows; of fewer an order is kept, for which index_shuffle takes long: 4 ms a row of seven
+_SHUFFLE_ROWS = 3  # what a random stream is for; 1 and 2 are the pipeline's
 _WHOLE = 1 << 40  # weights are whole numbers, so that late steps are as exact as early ones
 
 
@@ -101,7 +102,7 @@ class CacheIterator:
         self._first = index * self._share
         self._rows = _Rows(cache, "train")
         self._weights = _row_weights(cache)
-        self._order = _order(self._rows.parts, self._weights, seed)
+        self._order = _Order(self._rows.parts, self._weights, seed)
         self._steps_at_once = max(1, _ROWS_READ_AT_ONCE // self._share)
         self._step, self._block, self._records = 0, -1, []
 
@@ -219,28 +220,52 @@ def _row_weights(cache: Cache) -> list[int]:
     return [max(1, round(weight / sum(wanted) * _WHOLE)) for weight in wanted]
 
 
-def _order(parts: Sequence[range], weights: Sequence[int], seed: int) -> grain.MapDataset:
-    """The numbers of the rows to come, without an end."""
-    epochs = []
-    for number, rows in enumerate(parts):
-        # Grain adds the epoch's number to the seed, so seeds must lie apart, or one run's epochs were another's.
-        (apart,) = np.random.SeedSequence([seed, _SHUFFLE_PART, number]).generate_state(1)
-        epochs.append(grain.MapDataset.range(rows.start, rows.stop).shuffle(seed=int(apart)).repeat())
-    return grain.MapDataset.select_from_datasets(epochs, _Turns(weights))
+class _Order:
+    """The numbers of the rows to come, by their place: any of them at the same cost, however late.
+
+    Grain's index_shuffle and reader are behind this, and not its datasets: their mixture rounds weights to hundredths
+    of the least and looks at every part for every row, and their layers double the time that a row takes.
+    """
+
+    def __init__(self, parts: Sequence[range], weights: Sequence[int], seed: int):
+        self._turns = _Turns(weights)
+        self._epochs = [_Epochs(rows, (seed, number)) for number, rows in enumerate(parts)]
+
+    def __getitem__(self, place: int) -> int:
+        part, own = self._turns[place]
+        return self._epochs[part][own]
 
 
-class _Turns(grain.transforms.DatasetSelectionMap):
-    """Which part's turn it is, and the how manieth of its own: each gets its share of every stretch, almost exactly.
+class _Epochs:
+    """A part's rows over and over, each time in another order."""
+
+    def __init__(self, rows: range, stream: Sequence[int]):
+        self._rows = rows
+        self._stream = stream
+        self._kept: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def __getitem__(self, own: int) -> int:
+        epoch, place = divmod(own, len(self._rows))
+        if len(self._rows) < _SMALL:
+            if self._kept[0] != epoch:
+                rng = np.random.Generator(np.random.Philox(self._seeds(epoch)))
+                self._kept = epoch, rng.permutation(len(self._rows))
+            return self._rows[int(self._kept[1][place])]
+        (seed,) = self._seeds(epoch).generate_state(1)
+        return self._rows[index_shuffle(place, max_index=len(self._rows) - 1, seed=int(seed), rounds=4)]
+
+    def _seeds(self, epoch: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence([*self._stream, _SHUFFLE_ROWS, epoch])
+
+
+class _Turns:
+    """Which part's turn it is, and which of its own turns: each gets its share of every stretch, almost exactly.
 
     Parts stand at the leaves of a tree; at every fork, of k turns the left side has floor(k * its weight / both's).
-    Grain's own mixture rounds weights to hundredths of the least, and looks at all parts for every row.
     """
 
     def __init__(self, weights: Sequence[int]):
         self._edges = [0, *itertools.accumulate(weights)]
-
-    def __len__(self) -> int:
-        return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         edges = self._edges

@@ -80,7 +80,15 @@ class TrainIterator:
         return {"window": self._window, "row": self._row}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes to where `state` was taken: the next batch is the one that came next then."""
+        """Goes to where `state` was taken: the next batch is the one that came next then.
+
+        Raises UserError for a place in a packed cache.
+        """
+        if "cache" in state:
+            raise UserError(
+                "CACHE_DIR is None and the checkpoint was trained from a cache, so its place in the data means nothing "
+                "here; set CACHE_DIR as it was, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
+            )
         self._go_to(state["window"], state["row"])
 
     def _go_to(self, window: int, row: int) -> None:
