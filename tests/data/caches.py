@@ -9,8 +9,6 @@ from t5x_lite.data import cache_pipeline
 from t5x_lite.training import caching
 from t5x_lite.training.optimizers import adamw
 from t5x_lite.training.run import TrainConfig
-from tests.interop.test_run import BASE, ONE
-from tests.training.test_step import RATE
 
 LENGTHS = {"inputs": 40, "targets": 12}
 
@@ -32,6 +30,9 @@ def _grouped(pairs):
 
 
 def config_of(mixture, folder, **changes):
+    from tests.interop.test_run import BASE, ONE  # these want the eight devices that tests have
+    from tests.training.test_step import RATE
+
     settings = {
         "model_dir": str(folder / "run"),
         "mixture_or_task_name": mixture,
