@@ -50,9 +50,7 @@ def main(argv: list[str]) -> None:
 
     folder = Path(parse_flags(argv, __doc__, flags).folder)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(
-        f"{'rows':10} {'examples':>10} {'writing':>12} {'cache':>14} {'TrainIterator':>14} {'ratio':>6} {'resume':>8}"
-    )
+    print(f"{'rows':10} {'examples':>10} {'writing':>12} {'cache':>14} {'no cache':>14} {'ratio':>6} {'resume':>8}")
     for kind, (row, means) in _KINDS.items():
         lengths = dict(zip(("inputs", "targets"), row, strict=True))
         stores = [made_up(f"{kind}_{n}", n, lengths, means) for n in range(_TASKS)]
