@@ -41,7 +41,9 @@ Key = tuple[str, str, str]
 _where: dict[Key, str] = {}  # where each binding that gin now holds was set: "file:line", or the flag that set it
 
 
-def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str], doc: str, flags: Flags = lambda parser: None, others: str | None = None
+) -> argparse.Namespace:
     """As `parse_flags`, and gives gin the files and overrides of the command line.
 
     Raises UserError for everything that a user can get wrong in them.
@@ -53,7 +55,7 @@ def parse(argv: Sequence[str], doc: str, flags: Flags = lambda parser: None) -> 
         flags(parser)
 
     overrides = [word for word in argv if word.startswith("--gin.")]
-    args = parse_flags([word for word in argv if not word.startswith("--gin.")], doc, with_gin)
+    args = parse_flags([word for word in argv if not word.startswith("--gin.")], doc, with_gin, others)
     load(args.gin_file, overrides, [path for path in args.gin_search_paths.split(",") if path])
     return args
 
@@ -90,6 +92,21 @@ def load_run(model_dir: str) -> None:
         close = nearest(model_dir, [str(found.parent) for found in beside])
         raise UserError(f"--model_dir: {model_dir!r} is no run folder (no config.gin){close}")
     load([path], [f"--gin.train.model_dir={model_dir!r}"])
+
+
+def text() -> str:
+    """All that gin holds, for `restore` in another process."""
+    return gin.config_str()
+
+
+def restore(held: str) -> None:
+    """Gives gin what `text` returned, unless it holds that already; where it came from is forgotten."""
+    if gin.config_str() == held:
+        return
+    gin.clear_config()
+    _where.clear()
+    _register()
+    gin.parse_config(held)
 
 
 def _read_file(path: str, search_paths: Sequence[str], read: dict[str, None], parents: tuple[str, ...]) -> None:

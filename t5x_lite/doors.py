@@ -1,6 +1,7 @@
 """What every `python -m t5x_lite.X` shares: flags whose mistakes name the nearest flag, and errors of one line."""
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -12,18 +13,26 @@ from t5x_lite.errors import LostProcess, UserError, nearest
 Flags = Callable[[argparse.ArgumentParser], None]
 
 
-def parse_flags(argv: Sequence[str], doc: str, flags: Flags) -> argparse.Namespace:
-    """Reads a door's own flags. Raises UserError for an unknown one, with the nearest; prints help for --help."""
-    parser = _Parser(prog=_prog(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_flags(argv: Sequence[str], doc: str, flags: Flags, others: str | None = None) -> argparse.Namespace:
+    """Reads a door's own flags. Raises UserError for an unknown one, with the nearest; prints help for --help.
+
+    A door that hands flags on gets the list of the unknown ones under the name `others`; slips of its own are refused.
+    """
+    parser = _Parser(
+        prog=_prog(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     flags(parser)
     # Before argparse, which speaks of a missing --model_dir first when it was given as --modle_dir.
     known = _options(parser)
     for word in argv:
         flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in known:
+        slip = not others or difflib.get_close_matches(flag, known, 1, 0.8)
+        if flag.startswith("--") and flag not in known and slip:
             close = f"; a macro is set by --gin.{flag[2:]}=VALUE" if flag[2:].isupper() else nearest(flag, known)
             raise UserError(f"command line: no flag {flag!r}{close}; --help lists the flags")
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv) if others else (parser.parse_args(argv), [])
+    if others:
+        setattr(args, others, rest)
     if hasattr(args, "coordinator"):
         _name_job({name: vars(args).pop(name) for name in _OF_A_JOB})
     return args

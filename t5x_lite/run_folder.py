@@ -37,13 +37,13 @@ def describe_model(model: Any, vocabulary: Any, lengths: dict[str, int]) -> dict
         "model": dataclasses.asdict(model),
         "lengths": dict(lengths),
         "vocabulary": {"kind": vocabulary.kind, "sha256": vocabulary.sha256, "size": vocabulary.size},
-        "versions": _versions(),
+        "versions": versions(),
         "git": _git_revision(),
         "hardware": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint", "seqio")
     installed = {name: _version(name) for name in packages}
     return {"python": platform.python_version()} | {name: found for name, found in installed.items() if found}

@@ -1,6 +1,7 @@
 """Rows x instruction templates: the examples behind a registered task, in plain Python."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -54,19 +55,22 @@ class Instructions:
 
     def render(self, split: str) -> Iterator[dict[str, Any]]:
         """Rendered examples: rows x seen wordings of 'train', rows x all wordings of any other split."""
-        exemplars = list(self.source.rows("train")) if self.few_shot else []
         for number, row in enumerate(self.source.rows(split)):
-            for template in self.templates_of(split, number):
-                shown = self._exemplars(exemplars, row, (split, number), template)
-                inputs, targets = template.render_few_shot(row, shown)
-                yield {
-                    "inputs": inputs,
-                    "targets": targets,
-                    "template": template.name,
-                    "template_split": template.split,
-                    "answers": self._answers(row, targets),
-                    **{name: row[name] for name in _ASKED_WITH if name in row},
-                }
+            yield from self.render_row(split, number, row)
+
+    def render_row(self, split: str, number: int, row: Row) -> Iterator[dict[str, Any]]:
+        """The rendered examples of one row, the `number`-th of its split."""
+        for template in self.templates_of(split, number):
+            shown = self._exemplars(row, (split, number), template)
+            inputs, targets = template.render_few_shot(row, shown)
+            yield {
+                "inputs": inputs,
+                "targets": targets,
+                "template": template.name,
+                "template_split": template.split,
+                "answers": self._answers(row, targets),
+                **{name: row[name] for name in _ASKED_WITH if name in row},
+            }
 
     def tokenize(
         self, example: Mapping[str, Any], vocabulary: Vocabulary, lengths: Mapping[str, int]
@@ -93,6 +97,13 @@ class Instructions:
     def size(self, split: str) -> int:
         """The number of rendered examples."""
         return self.source.num_rows(split) * len(self.templates_of(split, 0))
+
+    def fingerprint(self, split: str) -> dict[str, str]:
+        """Hashes of all that the text of a split's examples follows from."""
+        texts = [dataclasses.astuple(template) for template in self.templates]
+        rows = [self.source.identity(name) for name in ({split, "train"} if self.few_shot else {split})]
+        wordings = [texts, self.few_shot, self.renderings_per_row]
+        return {"rows": _hex(sorted(rows)), "wordings": _hex(wordings)}
 
     def check(self) -> None:
         """Raises UserError for what could not be rendered: names, splits, fields a row in memory lacks."""
@@ -122,12 +133,15 @@ class Instructions:
                 raise UserError(f"{where}: {error}") from None
         self._answers(first, "")
 
-    def _exemplars(
-        self, rows: Sequence[Row], own: Row, key: tuple[str, int], template: InstructionTemplate
-    ) -> list[Row]:
+    @functools.cached_property
+    def _train_rows(self) -> Sequence[Row]:
+        return list(self.source.rows("train"))
+
+    def _exemplars(self, own: Row, key: tuple[str, int], template: InstructionTemplate) -> list[Row]:
         """`few_shot` rows of the train split chosen by hash; none that reads as this row, or as another."""
         if not self.few_shot:
             return []
+        rows = self._train_rows
         taken = [template.render(own)]
         chosen: list[Row] = []
         for attempt in range(_ATTEMPTS):
@@ -159,3 +173,7 @@ class Instructions:
 
 def _hash(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
+
+
+def _hex(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

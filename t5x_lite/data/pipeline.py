@@ -21,6 +21,7 @@ from t5x_lite.data.features import Example, encdec_batch
 from t5x_lite.data.packing import first_fit
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Row = Sequence[tuple[int, int]]  # (store, example) of what is packed together
@@ -74,7 +75,15 @@ class TrainIterator:
         return {"window": self._window, "row": self._row}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes to where `state` was taken: the next batch is the one that came next then."""
+        """Goes to where `state` was taken: the next batch is the one that came next then.
+
+        Raises UserError for a place in a packed cache.
+        """
+        if "cache" in state:
+            raise UserError(
+                "CACHE_DIR is None and the checkpoint was trained from a cache, so its place in the data means nothing "
+                "here; set CACHE_DIR as it was, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
+            )
         self._go_to(state["window"], state["row"])
 
     def _go_to(self, window: int, row: int) -> None:

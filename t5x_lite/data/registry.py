@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ import seqio
 import tensorflow as tf
 
 from t5x_lite.data.instructions import BestItems, Instructions, Labels
-from t5x_lite.data.sources import Source
+from t5x_lite.data.sources import Source, code
 from t5x_lite.data.templates import InstructionTemplate
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError, nearest
@@ -123,6 +125,24 @@ def num_examples(task: seqio.Task, split: str) -> int:
     return task.num_input_examples(split) or sum(1 for _ in task.get_dataset(None, split, shuffle=False))
 
 
+def fingerprint(task: seqio.Task, split: str) -> dict[str, str]:
+    """Hashes of what a split's examples follow from: our tasks' rows and wordings, other people's code."""
+    instructions = instructions_of(task)
+    if instructions:
+        return instructions.fingerprint(split)
+    source = task.source
+    made_by = getattr(source, "_dataset_fn", None)
+    if made_by:
+        asked = code(made_by)
+    else:
+        asked = getattr(getattr(source, "tfds_dataset", source), "name", getattr(source, "_split_to_filepattern", None))
+    texts = {
+        "rows": [type(source).__qualname__, str(asked), source.num_input_examples(split) if made_by else None],
+        "preprocessors": [code(preprocessor) for preprocessor in task.preprocessors],
+    }
+    return {name: hashlib.sha256(json.dumps(text).encode()).hexdigest() for name, text in texts.items()}
+
+
 def get_mixture_or_task(name: str) -> seqio.Mixture | seqio.Task:
     """The registered task or mixture; UserError with the nearest names and where they are from."""
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
@@ -141,7 +161,11 @@ def tasks_and_rates(mixture: seqio.Mixture | seqio.Task) -> tuple[tuple[seqio.Ta
     if isinstance(mixture, seqio.Task):
         return (mixture,), (1.0,)
     rates = [mixture.get_rate(task) for task in mixture.tasks]
-    return tuple(mixture.tasks), tuple(rate / sum(rates) for rate in rates)
+    return tasks_of(mixture), tuple(rate / sum(rates) for rate in rates)
+
+
+def tasks_of(mixture: seqio.Mixture | seqio.Task) -> tuple[seqio.Task, ...]:
+    return (mixture,) if isinstance(mixture, seqio.Task) else tuple(mixture.tasks)
 
 
 def with_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> seqio.Task:
@@ -206,6 +230,12 @@ def import_module(name: str) -> None:
             f"MIXTURE_OR_TASK_MODULE {name!r}: no module {missing!r} in {os.getcwd()} or on PYTHONPATH; "
             "write it as in an import, like tasks.qa"
         ) from None
+
+
+def templates_sha256(tasks: Sequence[seqio.Task]) -> str:
+    """The hash in a run's manifest of its tasks' wordings."""
+    texts = {task.name: template_texts(task.name) for task in tasks}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def template_texts(name: str) -> list[tuple[str, str, str, str]]:

@@ -1,7 +1,10 @@
 """Where rows come from: Python, files, TensorFlow Datasets. A row is a dict of named fields."""
 
 import csv
+import functools
 import glob
+import hashlib
+import inspect
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +48,15 @@ class Source:
     def num_rows(self, split: str) -> int:
         return sum(1 for _ in self.rows(split))
 
+    def identity(self, split: str) -> str:
+        """A hash that tells a split's rows from others: of the rows, or of what a costly source would ask for."""
+        if self.costly:
+            return _digest([self._asks_for(split)])
+        return _digest(self.rows(split))
+
+    def _asks_for(self, split: str) -> Any:
+        return [type(self).__qualname__, split]
+
 
 class Rows(Source):
     """Rows made in Python: for each split a list of dicts, or a function that returns one."""
@@ -58,6 +70,10 @@ class Rows(Source):
         rows = self._rows[split]
         return rows() if callable(rows) else rows
 
+    def _asks_for(self, split: str) -> Any:
+        rows = self._rows[split]
+        return code(rows) if callable(rows) else list(rows)
+
 
 class Files(Source):
     """Rows of .jsonl, .csv and .tsv files: for each split a path or glob; files in sorted order.
@@ -70,11 +86,22 @@ class Files(Source):
         self._patterns = {split: str(pattern) for split, pattern in splits.items()}
 
     def read(self, split: str) -> Iterable[Row]:
+        for path in self._paths(split):
+            yield from _read_file(path)
+
+    def _paths(self, split: str) -> list[str]:
         paths = sorted(glob.glob(self._patterns[split]))
         if not paths:
             raise UserError(f"split {split!r}: no file {self._patterns[split]!r}; give a path or glob that exists")
-        for path in paths:
-            yield from _read_file(path)
+        return paths
+
+    def identity(self, split: str) -> str:
+        """Of the files' bytes, which is sooner done than reading them as rows."""
+        digests = []
+        for path in self._paths(split):
+            with open(path, "rb") as file:
+                digests.append([Path(path).name, hashlib.file_digest(file, "sha256").hexdigest()])
+        return _digest(digests)
 
 
 def _read_file(path: str) -> Iterator[Row]:
@@ -139,6 +166,9 @@ class Tfds(Source):
         dataset = self._prepared().as_dataset(split=self._splits[split], shuffle_files=False)
         return (self._fields(example) for example in tfds.as_numpy(dataset))
 
+    def _asks_for(self, split: str) -> Any:
+        return [self.name, self._splits[split], code(self._fields)]
+
     def num_rows(self, split: str) -> int:
         """From the builder's metadata, without reading the rows."""
         return self._prepared().info.splits[self._splits[split]].num_examples
@@ -156,3 +186,29 @@ class Tfds(Source):
                 "once, or TFDS_DATA_DIR with a prepared copy"
             ) from None
         return builder
+
+
+def code(function: Callable) -> str:
+    """The text of a function, else its name: what tells it from an older one that rows were made with."""
+    if isinstance(function, functools.partial):
+        return f"{code(function.func)} {function.args} {function.keywords}"
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _digest(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, default=_plain).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: arrays and numbers of numpy, and other collections."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return value.tolist() if hasattr(value, "tolist") else [*value] if isinstance(value, Iterable) else str(value)

@@ -1,7 +1,7 @@
 """A task's split as token ids in memory: made once, so that training never waits for TensorFlow or text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -48,10 +48,7 @@ def materialize(task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, 
     """
     from t5x_lite.data import registry
 
-    if split not in task.splits:
-        raise UserError(f"task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
-    if missing := {"inputs", "targets"} - set(task.output_features):
-        raise UserError(f"task {task.name!r} has no feature {min(missing)!r}; training needs inputs and targets")
+    check_trainable(task, split)
     instructions = registry.instructions_of(task)
     if instructions:
         examples = (instructions.tokenize(example, vocabulary, lengths) for example in instructions.render(split))
@@ -65,20 +62,33 @@ def materialize(task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, 
     return TokenStore(task.name, *_flat(input_lengths, inputs), *_flat(target_lengths, targets))
 
 
+def check_trainable(task, split: str) -> None:
+    """Raises UserError where the task has no such split, or not the features inputs and targets."""
+    if split not in task.splits:
+        raise UserError(f"task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
+    if missing := {"inputs", "targets"} - set(task.output_features):
+        raise UserError(f"task {task.name!r} has no feature {min(missing)!r}; training needs inputs and targets")
+
+
 def _from_seqio(task, split: str, lengths: Mapping[str, int]) -> list[tuple]:
     """(lengths, pieces of the ids) of inputs and of targets; nothing where there are no examples."""
+    batches = list(batches_of_seqio(task, split, lengths))
+    return [
+        (np.concatenate([lengths for lengths, _ in column]), [ids for _, ids in column])
+        for column in zip(*batches, strict=True)
+    ]
+
+
+def batches_of_seqio(task, split: str, lengths: Mapping[str, int]) -> Iterator[tuple]:
+    """For each thousand examples in order, (lengths, ids end to end) of inputs and of targets.
+
+    Whole batches cross from TensorFlow to Python: one example at a time costs more than tokenising it.
+    """
     dataset = task.get_dataset(dict(lengths), split=split, shuffle=False)
     dataset = dataset.map(lambda example: {key: example[key] for key in ("inputs", "targets")})
-    # Whole batches cross from TensorFlow to Python: one example at a time costs more than tokenising it.
-    batches = list(dataset.ragged_batch(_BATCH))
-    return [
-        (
-            np.concatenate([batch[key].row_lengths().numpy() for batch in batches]),
-            [batch[key].flat_values.numpy() for batch in batches],
-        )
-        for key in ("inputs", "targets")
-        if batches
-    ]
+    for batch in dataset.ragged_batch(_BATCH):
+        ragged = [batch[key] for key in ("inputs", "targets")]
+        yield tuple((each.row_lengths().numpy(), each.flat_values.numpy()) for each in ragged)
 
 
 def _flat(lengths: Sequence[int], pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

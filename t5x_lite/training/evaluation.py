@@ -50,7 +50,7 @@ def evaluate_run(
     `step` defaults to the best step by the run's metric, else the latest. Raises UserError as `prepare` does, and
     where there is no checkpoint.
     """
-    run = prepare(config)
+    run = prepare(dataclasses.replace(config, cache_dir=None))  # which has no texts, and need not be there any more
     checkpoints = Checkpoints(config.model_dir, best_metric=config.best_metric)
     step = checkpoints.existing_step(checkpoints.preferred_step() if step is None else step)
     # Adapters are folded into their kernels as the source is read.

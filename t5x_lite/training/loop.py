@@ -16,12 +16,15 @@ from t5x_lite import config as gin_config
 from t5x_lite import partitioning, processes
 from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
+from t5x_lite.data.packed_cache import CacheIterator
 from t5x_lite.data.pipeline import EvalSet, Prefetched, TrainIterator, prefetch
 from t5x_lite.data.token_store import TokenStore, materialize
 from t5x_lite.decoding.generator import Generator
 from t5x_lite.run_folder import MANIFEST, write_manifest
 from t5x_lite.training import evaluation
+from t5x_lite.training.from_cache import has_metrics
 from t5x_lite.training.goodput import Goodput, describe
+from t5x_lite.training.held_out import HeldOut
 from t5x_lite.training.metrics_log import MetricsLog
 from t5x_lite.training.progress import TrainingProgress
 from t5x_lite.training.report import write_report
@@ -65,16 +68,21 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     processes.agree("the run folder is written", _ONE_FOLDER)
     there = (epath.Path(config.model_dir) / MANIFEST).exists()
     processes.agree(f"{config.model_dir} has {'a' if there else 'no'} {MANIFEST}", _ONE_FOLDER)
-    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=config.best_metric)
+    # Without the tasks' metrics the held-out rows of the cache are evaluated, and there is no best step by a metric.
+    held_out = None if has_metrics(run.tasks) else HeldOut(run)
+    best_metric = config.best_metric if held_out is None else held_out.best_metric
+    checkpoints = Checkpoints(config.model_dir, keep_last=config.keep_checkpoints, best_metric=best_metric)
 
     # ---------------------------------------------------------------- data
-    stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
+    stores = [] if run.data.cache else [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
     own_rows = config.partitioner.own_rows(config.batch_size)
     iterator = make_iterator(run, stores, own_rows)
-    eval_sets = evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
+    eval_sets = [] if held_out else evaluation.load_eval_sets(run, config.eval_split, config.eval_examples)
 
-    if main_process:
-        warn_of_lost_characters(run)
+    if main_process and held_out:
+        print(held_out.notice, flush=True)
+    if main_process and not run.data.cache:  # it warned when it was written
+        warn_of_lost_characters(run.tasks, run.vocabulary)
 
     # ---------------------------------------------------------------- state
     state, frozen, decision = initial_state(run, abstract, checkpoints, iterator)
@@ -90,7 +98,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     train_step = train_step_of(run)
     clock = Goodput(config.model_dir, step, began=started)
     watchdog = Watchdog(config.model_dir, config.step_timeout)
-    loop = Loop(run, frozen, stores, checkpoints, eval_sets, log, progress, clock, watchdog)
+    loop = Loop(run, frozen, stores, checkpoints, held_out or eval_sets, log, progress, clock, watchdog)
     try:
         with (
             PreemptionGuard() as guard,
@@ -113,12 +121,12 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     return finished
 
 
-def warn_of_lost_characters(run: Run) -> None:
+def warn_of_lost_characters(tasks: Sequence, vocabulary: vocabularies.Vocabulary) -> None:
     """A task whose text the vocabulary cannot express trains on <unk>: say so before hours are spent."""
     from t5x_lite.data import registry
 
-    for task in run.tasks:
-        coverage = run.vocabulary.coverage(itertools.islice(registry.texts(task, "train"), _TEXTS_LOOKED_AT))
+    for task in tasks:
+        coverage = vocabulary.coverage(itertools.islice(registry.texts(task, "train"), _TEXTS_LOOKED_AT))
         if coverage.share > vocabularies.LOST_SHARE_WARNED:
             print(
                 f"WARNING {task.name}: {coverage.share:.1%} of its characters are not in the vocabulary and reach the "
@@ -132,14 +140,18 @@ def write_run_folder(run: Run) -> None:
     model_dir = run.config.model_dir
     epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
-    if run.config.items:
+    if run.data.knowledge:
         run.knowledge.save(os.path.join(model_dir, "items"))
     gin_config.write_config(model_dir)
     write_manifest(model_dir, run.manifest())
 
 
-def make_iterator(run: Run, stores: list[TokenStore], own_rows: Sequence[int] | None = None) -> TrainIterator:
+def make_iterator(
+    run: Run, stores: list[TokenStore], own_rows: Sequence[int] | None = None
+) -> TrainIterator | CacheIterator:
     config = run.config
+    if run.data.cache:
+        return CacheIterator(run.data.cache, batch_size=config.batch_size, seed=config.seed, own_rows=own_rows)
     return TrainIterator(
         stores,
         run.rates,
@@ -174,7 +186,7 @@ class Loop:
         frozen: Params,
         stores: list[TokenStore],
         checkpoints: Checkpoints,
-        eval_sets: list[EvalSet],
+        eval_sets: list[EvalSet] | HeldOut,
         log: MetricsLog | None,
         progress: TrainingProgress,
         clock: Goodput,
@@ -254,18 +266,20 @@ class Loop:
         self.watchdog.alive(f"the evaluation at step {step}")
         self.progress.pause()
         with self.clock.spending("evaluation"):
-            results = self.score(step, state)
-        scores = evaluation.flat(results)
+            params = join(state.params, self.frozen)
+            held_out = isinstance(self.eval_sets, HeldOut)
+            results = {} if held_out else self.answers(step, params)
+            scores = self.eval_sets.scores(params) if held_out else evaluation.flat(results)
         if self.log:
-            evaluation.write_results(self.config.model_dir, results)
+            if results:
+                evaluation.write_results(self.config.model_dir, results)
             self.log.write_eval(step, scores)
-            summary = "  ".join(f"{name} {value:.3f}" for name, value in results["overall"].items())
+            summary = "  ".join(f"{name} {value:.3f}" for name, value in results.get("overall", scores).items())
             self.progress.say(f"eval at step {step}: {summary}")
         self.progress.resume()
         return scores
 
-    def score(self, step: int, state: TrainState) -> dict[str, Any]:
-        params = join(state.params, self.frozen)
+    def answers(self, step: int, params: Params) -> dict[str, Any]:
         if self.generator is None:
             self.generator = Generator(
                 self.run.model,

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 import os
 import string
@@ -19,6 +17,7 @@ from t5x_lite import interop, run_folder
 from t5x_lite.checkpoints import Checkpoints
 from t5x_lite.data import vocabularies
 from t5x_lite.data.instructions import BestItems
+from t5x_lite.data.packed_cache import Cache
 from t5x_lite.data.templates import SPLITS
 from t5x_lite.decoding.trie import Trie, build_trie
 from t5x_lite.errors import UserError
@@ -33,6 +32,7 @@ from t5x_lite.model.names import named
 from t5x_lite.partitioning import VOCAB_MULTIPLE, Partitioner, bytes_per_device, sharding_table
 from t5x_lite.recommendation.data import RecommendationData
 from t5x_lite.recommendation.knowledge import Knowledge
+from t5x_lite.training import from_cache
 from t5x_lite.training.state import Params, TrainState
 from t5x_lite.training.trainable import ADAPTERS_ONLY, Rules, trained_names
 
@@ -53,6 +53,7 @@ class TrainConfig:
     optimizer: optax.GradientTransformation
     learning_rate: Callable
     mixture_or_task_module: str | None = None
+    cache_dir: str | None = None
     vocabulary: str = "train"
     vocabulary_size: int = 4096
     initial_checkpoint_path: str | None = None
@@ -105,27 +106,48 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run trains on: tasks, their rates, the hash of their wordings, and what is known of items, if anything.
+
+    With a cache the tasks' examples come from there, and `checked` says what could be checked of it.
+    """
+
+    tasks: tuple
+    rates: tuple[float, ...]
+    templates_sha256: str
+    knowledge: Knowledge | None
+    cache: Cache | None = None
+    checked: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run's tasks, vocabulary and model; `resuming` when its folder already held checkpoints."""
 
     config: TrainConfig
-    tasks: tuple
-    rates: tuple[float, ...]
+    data: Data
     vocabulary: vocabularies.Vocabulary
     model: T5Config
     source: Source | None
-    templates_sha256: str
     resuming: bool
+
+    @property
+    def tasks(self) -> tuple:
+        return self.data.tasks
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return self.data.rates
 
     @functools.cached_property
     def knowledge(self) -> Knowledge:
         """Of a run that recommends. Raises UserError for one that does not."""
-        if self.config.items is None:
+        if self.data.knowledge is None:
             raise UserError(
                 f"{self.config.mixture_or_task_name!r} recommends items, and ITEMS is None: set it to "
                 "@recommendation_data()"
             )
-        return dataclasses.replace(self.config.items.knowledge, prompts=_prompts(self.tasks))
+        return self.data.knowledge
 
     @functools.cached_property
     def trie(self) -> Trie:
@@ -155,9 +177,9 @@ class Run:
             "mixture_or_task": self.config.mixture_or_task_name,
             "tasks": sorted(task.name for task in self.tasks),
             "best_metric": self.config.best_metric,
-            "templates_sha256": self.templates_sha256,
+            "templates_sha256": self.data.templates_sha256,
         }
-        if self.config.items:
+        if self.data.knowledge:
             manifest["items_sha256"] = self.knowledge.sha256
         if self.source:
             manifest["hugging_face"] = self.source.hugging_face
@@ -172,13 +194,8 @@ def prepare(config: TrainConfig) -> Run:
 
     Raises UserError for an unknown module or task, a folder that cannot be written, and a folder of another run.
     """
-    from t5x_lite.data import registry  # imports TensorFlow, which a configuration alone does not need
-
     resuming = _check_model_dir(config.model_dir)
-    if config.mixture_or_task_module:
-        registry.import_module(config.mixture_or_task_module)
-    mixture = registry.get_mixture_or_task(config.mixture_or_task_name)
-    tasks, rates = registry.tasks_and_rates(mixture)
+    data = from_cache.find_data(config) if config.cache_dir else find_data(config)
     partial = bool(config.trainable or config.model.lora)
     if partial and not config.initial_checkpoint_path:
         raise UserError(
@@ -190,23 +207,23 @@ def prepare(config: TrainConfig) -> Run:
     begins = not resuming or Checkpoints(config.model_dir).latest_step() is None
     if config.initial_checkpoint_path and (partial or begins):
         source = interop.open_source(config.initial_checkpoint_path)
-        source = _with_items(source, config.items.knowledge) if config.items else source
+        source = _with_items(source, data.knowledge) if data.knowledge else source
     if resuming:
         vocabulary = vocabularies.load(os.path.join(config.model_dir, "vocabulary"))
         vocab_size = run_folder.read_manifest(config.model_dir)["model"]["vocab_size"]
     else:
-        vocabulary = _make_vocabulary(config, tasks, source)
+        vocabulary = make_vocabulary(config, data, source)
         # A model keeps the rows above its vocabulary that it was trained with: Flan-T5 has 28.
         same = source and config.vocabulary == config.initial_checkpoint_path
         vocab_size = max(vocabulary.size, source.config.vocab_size) if same else vocabulary.size
+    if data.cache:
+        from_cache.check_vocabulary(config, data.cache, vocabulary)
     model = dataclasses.replace(config.model, vocab_size=vocab_size, vocab_multiple=VOCAB_MULTIPLE)
     if source and not config.assignment_map:  # which may mean what it does
         _check_same_model(config, model, source)
         if not resuming:
             _check_same_vocabulary(config, model, vocabulary, source)
-    texts = {task.name: registry.template_texts(task.name) for task in tasks}
-    templates_sha256 = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    run = Run(config, tasks, rates, vocabulary, model, source, templates_sha256, resuming)
+    run = Run(config, data, vocabulary, model, source, resuming)
     _check_rules(run)
     if resuming:
         run_folder.check_manifest(config.model_dir, run.manifest())
@@ -233,23 +250,37 @@ def _check_model_dir(model_dir: str) -> bool:
     return True
 
 
-def _make_vocabulary(config: TrainConfig, tasks: tuple, source: Source | None) -> vocabularies.Vocabulary:
+def find_data(config: TrainConfig) -> Data:
+    """The tasks as they are registered. Raises UserError for an unknown module or task."""
+    from t5x_lite.data import registry  # imports TensorFlow, which a configuration alone does not need
+
+    if config.mixture_or_task_module:
+        registry.import_module(config.mixture_or_task_module)
+    tasks, rates = registry.tasks_and_rates(registry.get_mixture_or_task(config.mixture_or_task_name))
+    knowledge = dataclasses.replace(config.items.knowledge, prompts=_prompts(tasks)) if config.items else None
+    return Data(tasks, rates, registry.templates_sha256(tasks), knowledge)
+
+
+def make_vocabulary(config: TrainConfig, data: Data, source: Source | None) -> vocabularies.Vocabulary:
     """VOCABULARY is 'train', 'bytes', a SentencePiece .model file, a folder, or a Hugging Face name.
 
-    Above it come the tokens that items are written with.
+    Above it come the tokens that items are written with. What a cache's was trained on is not there to train it again.
     """
-    item_tokens = config.items.index.tokens if config.items else ()
+    index = data.knowledge.index if data.knowledge else None
     if config.vocabulary == "train":
+        if data.cache:
+            return data.cache.vocabulary
         from t5x_lite.data import registry
 
-        texts = (registry.texts(task, "train") for task in tasks)
-        if config.items:
-            texts = (map(config.items.index.words, itertools.islice(some, _TEXTS_ABOUT_ITEMS)) for some in texts)
+        texts = (registry.texts(task, "train") for task in data.tasks)
+        if index:
+            texts = (map(index.words, itertools.islice(some, _TEXTS_ABOUT_ITEMS)) for some in texts)
         vocabulary = vocabularies.train_sentencepiece(itertools.chain.from_iterable(texts), config.vocabulary_size)
     elif source and config.vocabulary == config.initial_checkpoint_path:
         vocabulary = source.vocabulary()
     else:
         vocabulary = interop.open_vocabulary(config.vocabulary)
+    item_tokens = index.tokens if index else ()
     return vocabulary.with_tokens([token for token in item_tokens if token not in vocabulary.whole_tokens])
 
 
@@ -361,6 +392,7 @@ def describe_plan(run: Run, abstract: TrainState, frozen: Params) -> str:
             f"tasks       {rates}",
             f"batch       {config.batch_size} rows of {lengths['inputs']} + {lengths['targets']} tokens, "
             f"{config.train_steps} steps",
+            *([f"cache       {config.cache_dir}; {run.data.checked}"] if run.data.cache else []),
             f"run folder  {config.model_dir}",
         ]
     )
