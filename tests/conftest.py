@@ -1,5 +1,6 @@
 """Every test sees 8 virtual CPU devices; the flag must stand before jax is imported."""
 
+import contextlib
 import os
 
 import pytest
@@ -11,6 +12,10 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's models here are tiny: its threads cost more than they do
+
+# PyTorch loads it late, and where TensorFlow was loaded before, that is a segmentation fault.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 
 @pytest.fixture
