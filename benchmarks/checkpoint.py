@@ -14,7 +14,8 @@ import time
 
 from t5x_lite import config
 
-_INPUTS, _TARGETS, _ROWS = 64, 16, 32
+_INPUTS, _TARGETS, _ROWS = 64, 16, 16
+_VOCABULARY = 32128  # rows of a model's tables whose file does not say
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +68,8 @@ def _setup():
     from t5x_lite.training.state import init_state
     from t5x_lite.training.step import make_train_step
 
-    model = dataclasses.replace(config.build("T5Config"), dropout_rate=0.0)
+    model = config.build("T5Config")
+    model = dataclasses.replace(model, vocab_size=model.vocab_size or _VOCABULARY)
     partitioner, rate = config.build("Partitioner"), learning_rate("constant", base_learning_rate=1e-4)
     rng = np.random.default_rng(0)
     inputs, targets = (rng.integers(3, 1000, (_ROWS, n)).astype(np.int32) for n in (_INPUTS, _TARGETS))

@@ -97,7 +97,7 @@ def together(go_on: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def last_words(words: str) -> Iterator[Callable[[str], None]]:
+def last_words(words: str) -> Iterator[Callable[[str], object]]:
     """Has `words` said on standard error if this process ends within, even if it is killed.
 
     Gives a function that has others said, at once.
