@@ -128,7 +128,8 @@ def verdict(plan: Plan) -> str:
     name, kind, formula = request.topology.name, request.topology.kind, plan.estimate.total / _GIB
     room = f" of {kind.memory / _GIB:.2f}" if kind else ""
     if program is None:
-        return f"{'fits' if plan.fits else 'does not fit'} {name} by formula: {formula:.2f}{room} GiB a device"
+        what, then = ("fits", "") if plan.fits else ("does not fit", f"; try {_advice(request)}")
+        return f"{what} {name} by formula: {formula:.2f}{room} GiB a device{then}"
     if program.memory is None:
         needed = f"{program.needed / _GIB:.2f}" if program.needed else f"about {formula:.2f} (by formula)"
         return f"does not fit {name}: needs {needed}{room} GiB a device; try {_advice(request)}"

@@ -105,7 +105,7 @@ def make_request(
         whole = shards * microbatches
         near = max(whole, round(batch / whole) * whole)
         raise UserError(
-            f"--batch {batch} does not divide over {shards} data shards and {microbatches} microbatches; take {near}"
+            f"--batch {batch} does not divide over {shards} data shards in {microbatches} microbatch(es); take {near}"
         )
     return Request(config, topology, model, mesh, batch, microbatches)
 

@@ -97,7 +97,7 @@ def test_slices_are_crossed_by_data():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 100}, "--batch 100 does not divide over 64 data shards and 1 microbatches; take 128"),
+        ({"batch": 100}, "--batch 100 does not divide over 64 data shards in 1 microbatch"),
         ({"mesh": {"fsdp": 3}}, "does not fill the 64 devices of v5p:4x4x4"),
     ],
 )
