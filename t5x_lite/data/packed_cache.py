@@ -5,7 +5,9 @@ examples. Which rows step n has follows from (cache, seed, n) by arithmetic, so 
 """
 
 import bisect
+import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -34,7 +36,7 @@ from t5x_lite.errors import UserError, first_words
 
 Batch = dict[str, np.ndarray]
 
-_ROWS_READ_AT_ONCE = 512  # a call costs as much as ten rows
+_ROWS_READ_AT_ONCE = 2048  # a call to a shard costs as much as ten of its rows
 _SMALL = 1 << 16  # rows; of fewer an order is kept, for which index_shuffle takes long: 4 ms a row of seven
 _SHUFFLE_ROWS = 3  # what a random stream is for; 1 and 2 are the pipeline's
 _WHOLE = 1 << 40  # weights are whole numbers, so that late steps are as exact as early ones
@@ -63,7 +65,7 @@ class Cache:
         """The folder of what a run that recommends knows."""
         return str(epath.Path(self.folder) / ITEMS) if "items_sha256" in self.manifest else None
 
-    @property
+    @functools.cached_property
     def number(self) -> int:
         """Tells this cache's order of rows from another's, in a checkpoint's place in the data."""
         described = json.dumps([self.manifest["parts"], self.manifest["rates"]], sort_keys=True)
@@ -100,21 +102,25 @@ class CacheIterator:
         self._rows = _Rows(cache, "train")
         self._weights = _row_weights(cache)
         self._order = _Order(self._rows.parts, self._weights, seed)
-        self._steps_at_once = max(1, _ROWS_READ_AT_ONCE // self._share)
-        self._step, self._block, self._records = 0, -1, []
+        self._go_to(0)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        block, place = divmod(self._step, self._steps_at_once)
-        if block != self._block:
-            steps = range(block * self._steps_at_once, (block + 1) * self._steps_at_once)
+        if not self._ahead:
+            steps = range(self._step, self._step + self._steps_at_once)
             places = [step * self._batch_size + row for step in steps for row in self._own]
-            self._records = self._rows.read([self._order[place] for place in places])
-            self._block = block
+            records = self._rows.read([self._order[place] for place in places])
+            self._ahead.extend(records[i : i + self._share] for i in range(0, len(records), self._share))
+            self._steps_at_once = min(2 * self._steps_at_once, max(1, _ROWS_READ_AT_ONCE // self._share))
         self._step += 1
-        return _batch(self._cache, self._records[place * self._share : (place + 1) * self._share])
+        return _batch(self._cache, self._ahead.popleft())
+
+    def _go_to(self, step: int) -> None:
+        self._step = step
+        self._ahead: collections.deque[Sequence[bytes]] = collections.deque()
+        self._steps_at_once = 1  # so that the first batch is there at once
 
     def state(self) -> dict[str, int]:
         """Where the next batch begins."""
@@ -128,7 +134,7 @@ class CacheIterator:
                 f"CACHE_DIR {self._cache.folder!r}: the checkpoint was trained from {was}, so its place in the data "
                 "means nothing here; set CACHE_DIR as it was, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
             )
-        self._step = state["step"]
+        self._go_to(state["step"])
 
     def fill(self) -> dict[str, float]:
         """On average over all rows to come: the share of positions that are not padding, and examples a row."""
@@ -237,20 +243,22 @@ class _Epochs:
     def __init__(self, rows: range, stream: Sequence[int]):
         self._rows = rows
         self._stream = stream
-        self._kept: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._epoch = -1
 
     def __getitem__(self, own: int) -> int:
         epoch, place = divmod(own, len(self._rows))
-        if len(self._rows) < _SMALL:
-            if self._kept[0] != epoch:
-                rng = np.random.Generator(np.random.Philox(self._seeds(epoch)))
-                self._kept = epoch, rng.permutation(len(self._rows))
-            return self._rows[int(self._kept[1][place])]
-        (seed,) = self._seeds(epoch).generate_state(1)
-        return self._rows[index_shuffle(place, max_index=len(self._rows) - 1, seed=int(seed), rounds=4)]
+        if epoch != self._epoch:
+            self._enter(epoch)
+        if self._order is not None:
+            return self._rows[int(self._order[place])]
+        return self._rows[index_shuffle(place, max_index=len(self._rows) - 1, seed=self._seed, rounds=4)]
 
-    def _seeds(self, epoch: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence([*self._stream, _SHUFFLE_ROWS, epoch])
+    def _enter(self, epoch: int) -> None:
+        seeds = np.random.SeedSequence([*self._stream, _SHUFFLE_ROWS, epoch])
+        small = len(self._rows) < _SMALL
+        self._order = np.random.Generator(np.random.Philox(seeds)).permutation(len(self._rows)) if small else None
+        self._seed = int(seeds.generate_state(1)[0])
+        self._epoch = epoch
 
 
 class _Turns:
