@@ -17,7 +17,7 @@ from t5x_lite.model import T5Config
 from t5x_lite.run_folder import write_manifest
 from t5x_lite.training import evaluation, loop
 from t5x_lite.training.optimizers import adamw
-from t5x_lite.training.run import Run, TrainConfig
+from t5x_lite.training.run import Data, Run, TrainConfig
 from t5x_lite.training.schedules import learning_rate
 
 MODEL = T5Config(
@@ -69,7 +69,8 @@ def eval_set(count: int) -> EvalSet:
 
 def prepare(made: TrainConfig) -> Run:
     resuming = os.path.exists(os.path.join(made.model_dir, "manifest.json"))
-    return Run(made, (TASK,), (1.0,), vocabularies.byte(), MODEL, None, "none", resuming)
+    data = Data((TASK,), (1.0,), "none", knowledge=None)
+    return Run(made, data, vocabularies.byte(), MODEL, source=None, resuming=resuming)
 
 
 def main(argv: list[str]) -> None:
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
     )
     loop.prepare = prepare
     loop.materialize = lambda *_: store(300)
-    loop.warn_of_lost_characters = lambda run: None
+    loop.warn_of_lost_characters = lambda *_: None
     loop.write_run_folder = lambda run: write_manifest(run.config.model_dir, run.manifest())
     evaluation.load_eval_sets = lambda *_: [eval_set(20)]
     evaluation.answer_with = lambda task: None  # which asks the registry of tasks
