@@ -65,7 +65,8 @@ def _prove(size: str, name: str) -> dict:
 
 
 def _table(proved: dict) -> str:
-    from t5x_lite.planning.topology import KINDS, Topology, slice_shape
+    from t5x_lite.devices import KINDS
+    from t5x_lite.planning.topology import Topology, slice_shape
 
     head = (
         "| model | devices | mesh (data x fsdp x model) | remat | microbatches | GiB a device | step | MFU | compiler |"

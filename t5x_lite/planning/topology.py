@@ -7,47 +7,10 @@ import os
 import re
 from typing import Any
 
+from t5x_lite.devices import KINDS, Kind
 from t5x_lite.doors import first_line
 from t5x_lite.errors import UserError, nearest
 
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """One device as its maker describes it; rates a second, bfloat16 dense.
-
-    `link` is what one device sends over one link in one direction: an ICI link of a TPU, all of NVLink of a GPU. A
-    TPU's torus closes in a dimension that has a multiple of `wraps` chips. `network` is a device's share of what its
-    host sends to other slices or hosts.
-    """
-
-    name: str
-    flops: float
-    memory: int
-    bandwidth: float
-    link: float
-    network: float
-    dimensions: int = 1
-    wraps: int = 1
-
-
-_GIB = 2**30
-
-# TPUs: cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book/tpus; memory as the compiler leaves it to a program,
-# a part of the 16, 32 and 96 GB being its own. GPUs: NVIDIA's data sheets of the SXM boards, NVLink one way, a network
-# card of 400 Gb/s each (A100: 200).
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("v4", 275e12, int(30.75 * _GIB), 1.2e12, 4.5e10, 3.1e9, 3, 4),
-        Kind("v5e", 197e12, int(15.75 * _GIB), 8.1e11, 4.5e10, 3.1e9, 2, 16),
-        Kind("v5p", 459e12, int(95.74 * _GIB), 2.8e12, 9e10, 6.25e9, 3, 4),
-        Kind("v6e", 918e12, int(31.25 * _GIB), 1.6e12, 9e10, 1.25e10, 2, 16),
-        Kind("a100", 312e12, 80 * 10**9, 2.0e12, 3e11, 2.5e10),
-        Kind("h100", 989e12, 80 * 10**9, 3.35e12, 4.5e11, 5e10),
-        Kind("h200", 989e12, 141 * 10**9, 4.8e12, 4.5e11, 5e10),
-        Kind("b200", 2250e12, 180 * 10**9, 8.0e12, 9e11, 5e10),
-    )
-}
 # libtpu would ask the network which TPU it is on, let no second process load it, and complain on the terminal.
 _ONLY_COMPILE = {
     "TPU_SKIP_MDS_QUERY": "1",

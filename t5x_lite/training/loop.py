@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from t5x_lite import config as gin_config
-from t5x_lite import partitioning, processes
+from t5x_lite import devices, partitioning, processes
 from t5x_lite.checkpoints import Checkpoints, PreemptionGuard
 from t5x_lite.data import vocabularies
 from t5x_lite.data.packed_cache import CacheIterator
@@ -34,6 +34,7 @@ from t5x_lite.training.state import Params, TrainState, abstract_frozen, abstrac
 from t5x_lite.training.step import make_train_step
 from t5x_lite.training.trainable import join
 from t5x_lite.training.watchdog import Watchdog
+from t5x_lite.training.work import work_of
 
 _PREFETCHED_BATCHES = 4
 _ONE_FOLDER = "give all of them the same MODEL_DIR, on a disk that all of them see"
@@ -93,8 +94,17 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     step = int(state.step)
     processes.agree(f"the run goes on from step {step}", _ONE_FOLDER)
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
-    own_share = len(own_rows) / config.batch_size
-    progress = TrainingProgress(config.train_steps, step, own_share=own_share, quiet=not main_process)
+    # Of a model that is trained in part, the backward pass is not twice the forward pass.
+    peak = devices.peak() if run.trains_all else None
+    if main_process and peak:
+        print(f"peak: {peak}; MFU is a share of it", flush=True)
+    progress = TrainingProgress(
+        config.train_steps,
+        step,
+        own_share=len(own_rows) / config.batch_size,
+        peak_flops=peak.flops if peak else None,
+        quiet=not main_process,
+    )
     train_step = train_step_of(run)
     clock = Goodput(config.model_dir, step, began=started)
     watchdog = Watchdog(config.model_dir, config.step_timeout)
@@ -221,7 +231,7 @@ class Loop:
             state, metrics = train_step(state, config.partitioner.global_batch(host_batch), self.frozen)
             step += 1
             self.unchecked.append((step, before, metrics["loss"]))
-            self.progress.step(step, host_batch)
+            self.progress.step(step, work_of(host_batch, self.run.model))
             if step == start + 1:
                 self.first_step_done(metrics)
             last = step == config.train_steps

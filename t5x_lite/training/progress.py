@@ -5,24 +5,38 @@ import sys
 import time
 from collections.abc import Mapping
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from t5x_lite.training.work import NO_WORK, Work
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-    """Counts real tokens and seconds of training steps; evaluation and saving do not count."""
+    """Counts the work and the seconds of training steps; evaluation and saving do not count.
 
-    def __init__(self, total_steps: int, start_step: int, *, own_share: float = 1.0, quiet: bool = False):
+    A process counts its `own_share` of each batch and takes the rest to be as full. With `peak_flops`, what all devices
+    can do a second, speed is also told as MFU.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        *,
+        own_share: float = 1.0,
+        peak_flops: float | None = None,
+        quiet: bool = False,
+    ):
         self._total = total_steps
         self._start = self._step = start_step
         self._own_share = own_share
-        self._tokens = 0
+        self._peak_flops = peak_flops
+        self._work = NO_WORK
         self._seconds = 0.0
         self._resumed: float | None = time.monotonic()  # None while paused
-        self._mark = (0, 0.0, start_step)  # tokens, seconds and step at the last `rates`
+        self._mark = (NO_WORK, 0.0, start_step)  # work, seconds and step at the last `rates`
         self._printed = -math.inf
         self._quiet = quiet
         self._live: Progress | None = None
@@ -37,34 +51,40 @@ class TrainingProgress:
             self._live.start()
             self._bar = self._live.add_task("train", total=total_steps, completed=start_step, text="compiling")
 
-    def step(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts one step and the tokens of its batch that are not padding.
-
-        The batch is this process's `own_share` of it (encoder_input_tokens [B, S], decoder_loss_weights [B, T]); the
-        rest is taken to be as full.
-        """
+    def step(self, step: int, work: Work) -> None:
+        """Counts one step and the work of this process's share of it."""
         self._step = step
-        real = np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(batch["decoder_loss_weights"])
-        self._tokens += round(int(real) / self._own_share)
+        self._work = self._work.plus(work, 1 / self._own_share)
         if self._live:
             self._live.update(self._bar, completed=step)
 
     def rates(self) -> dict[str, float]:
-        """Steps and real tokens a second since the last call, and the seconds of training in this process."""
+        """Steps and real tokens a second since the last call, and the seconds of training in this process.
+
+        With a peak also `mfu`, the share of it that went to all positions, padding included, as others count it, and
+        `mfu_real`, the share that the real tokens needed.
+        """
         seconds = self.seconds()
-        tokens, before, step = self._mark
-        self._mark = self._tokens, seconds, self._step
-        elapsed = max(seconds - before, 1e-9)
-        return {
-            "tokens_per_second": (self._tokens - tokens) / elapsed,
+        before, then, step = self._mark
+        self._mark = self._work, seconds, self._step
+        elapsed = max(seconds - then, 1e-9)
+        done = self._work.plus(before, -1)
+        rates = {
+            "tokens_per_second": done.tokens / elapsed,
             "steps_per_second": (self._step - step) / elapsed,
             "training_seconds": seconds,
         }
+        if self._peak_flops:
+            possible = elapsed * self._peak_flops
+            rates |= {"mfu": done.flops / possible, "mfu_real": done.real_flops / possible}
+            rates["peak_flops"] = self._peak_flops
+        return rates
 
     def show(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """One line: at most every ten seconds when piped."""
         left = (self._total - step) * self.seconds() / max(self._step - self._start, 1)
-        text = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
+        used = f"  MFU {rates['mfu']:.1%} (real tokens {rates['mfu_real']:.1%})" if "mfu" in rates else ""
+        text = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s{used}  {duration(left)} left"
         if self._live:
             self._live.update(self._bar, text=text)
         elif not self._quiet and (time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES or step == self._total):
@@ -85,7 +105,7 @@ class TrainingProgress:
     def restart(self) -> None:
         """Forgets the time so far: compilation is no training."""
         self._seconds, self._resumed, self._start = 0.0, time.monotonic(), self._step
-        self._mark = self._tokens, 0.0, self._step
+        self._mark = self._work, 0.0, self._step
 
     def pause(self) -> None:
         self._seconds, self._resumed = self.seconds(), None

@@ -141,6 +141,10 @@ def _tiles(record: Record) -> list[str]:
     if speeds := [value for _, value in record.curve("tokens_per_second") if math.isfinite(value)]:
         speed = float(f"{statistics.median(speeds):.3g}")
         tiles.append(_tile("tokens a second", charts.number(speed), "median, padding not counted"))
+    if record.curve("mfu"):
+        all_of_it, real = (statistics.median(value for _, value in record.curve(name)) for name in ("mfu", "mfu_real"))
+        peak = charts.number(record.train[-1]["peak_flops"] / 1e12, 3)
+        tiles.append(_tile("MFU", f"{all_of_it:.1%}", f"median, of {peak} TFLOP/s; real tokens {real:.1%}"))
     if seconds := _training_seconds(record.curve("training_seconds")):
         tiles.append(_tile("training time", duration(seconds), "without compiling and evaluating"))
     if record.train and "goodput" in record.train[-1]:
@@ -177,6 +181,11 @@ def _curves(record: Record) -> str:
     for name, title, about, noisy, options in _CURVES:
         if points := record.curve(name):
             drawn.append(charts.line_chart(title, about, [charts.Series(words(name), points, noisy=noisy)], **options))
+    used = [("all positions", record.curve("mfu"), "c1"), ("real tokens", record.curve("mfu_real"), "c2")]
+    if used[0][1]:
+        series = [charts.Series(*each, noisy=True) for each in used]
+        about = "model FLOPs a second as a share of the devices' peak"
+        drawn.append(charts.line_chart("MFU", about, series, from_zero=True))
     if not drawn:
         return note("No metrics have been logged yet.")
     hint = note("Point at a curve, or focus it and press the arrow keys, to read its values.")

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from t5x_lite import config as gin_config
+from t5x_lite.devices import KINDS
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import sharding_table
 from t5x_lite.planning import compiled, plan, report
@@ -19,7 +20,7 @@ from t5x_lite.planning.estimate import abstract_arrays, estimate, roofline, seco
 from t5x_lite.planning.hlo import Collective
 from t5x_lite.planning.request import Request, make_request, parse_mesh
 from t5x_lite.planning.search import ranked
-from t5x_lite.planning.topology import KINDS, Topology, parse
+from t5x_lite.planning.topology import Topology, parse
 
 GOLDENS = Path(__file__).parent / "goldens"
 PRESETS = ("data", "fsdp", "fsdp_model")

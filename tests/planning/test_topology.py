@@ -4,9 +4,10 @@ import importlib.util
 
 import pytest
 
+from t5x_lite.devices import KINDS
 from t5x_lite.errors import UserError
 from t5x_lite.planning import topology
-from t5x_lite.planning.topology import KINDS, parse, slice_shape
+from t5x_lite.planning.topology import parse, slice_shape
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

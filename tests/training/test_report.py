@@ -177,6 +177,13 @@ def test_training_time_adds_up_the_processes_of_a_resumed_run(run):
     assert "Training time 0:35" in page.text
 
 
+def test_says_what_share_of_the_peak_was_used(run):
+    used = {"mfu": 0.5, "mfu_real": 0.25, "peak_flops": 3e11}
+    page, _ = run(metrics=[train_line(step, 1.0) | used for step in (100, 200)])
+    assert "MFU 50.0% median, of 0.300 TFLOP/s; real tokens 25.0%" in page.text
+    assert "MFU" in titles(page)
+
+
 def test_shows_where_all_of_the_time_went(run):
     spent = dict.fromkeys(goodput.NAMES, 0.0) | {"productive": 75.0, "startup": 20.0, "gap": 5.0}
     fields = {"goodput": 0.75, **{f"goodput/{kind}_seconds": seconds for kind, seconds in spent.items()}}

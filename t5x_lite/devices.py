@@ -1,0 +1,106 @@
+"""The kinds of devices that are known: what their makers say of them, and what a CPU is measured at."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One device as its maker describes it; rates a second, bfloat16 dense.
+
+    `link` is what one device sends over one link in one direction: an ICI link of a TPU, all of NVLink of a GPU. A
+    TPU's torus closes in a dimension that has a multiple of `wraps` chips. `network` is a device's share of what its
+    host sends to other slices or hosts.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    bandwidth: float
+    link: float
+    network: float
+    dimensions: int = 1
+    wraps: int = 1
+
+
+_GIB = 2**30
+
+# TPUs: cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book/tpus; memory as the compiler leaves it to a program,
+# a part of the 16, 32 and 96 GB being its own. GPUs: NVIDIA's data sheets of the SXM boards, NVLink one way, a network
+# card of 400 Gb/s each (A100: 200).
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("v4", 275e12, int(30.75 * _GIB), 1.2e12, 4.5e10, 3.1e9, 3, 4),
+        Kind("v5e", 197e12, int(15.75 * _GIB), 8.1e11, 4.5e10, 3.1e9, 2, 16),
+        Kind("v5p", 459e12, int(95.74 * _GIB), 2.8e12, 9e10, 6.25e9, 3, 4),
+        Kind("v6e", 918e12, int(31.25 * _GIB), 1.6e12, 9e10, 1.25e10, 2, 16),
+        Kind("a100", 312e12, 80 * 10**9, 2.0e12, 3e11, 2.5e10),
+        Kind("h100", 989e12, 80 * 10**9, 3.35e12, 4.5e11, 5e10),
+        Kind("h200", 989e12, 141 * 10**9, 4.8e12, 4.5e11, 5e10),
+        Kind("b200", 2250e12, 180 * 10**9, 8.0e12, 9e11, 5e10),
+    )
+}
+
+# What the drivers call them.
+_BEGINS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6": "v6e",
+    "NVIDIA A100": "a100",
+    "NVIDIA H100": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Floating-point operations a second of all devices together, and where that number is from."""
+
+    flops: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.flops / 1e12:,.4g} TFLOP/s, {self.source}"
+
+
+def kind_of(device_kind: str) -> Kind | None:
+    """The kind that a driver's name begins with; None for others."""
+    name = next((name for begin, name in _BEGINS.items() if device_kind.startswith(begin)), None)
+    return KINDS[name] if name else None
+
+
+def peak() -> Peak | None:
+    """What the devices of this run could do at most, as MFU is counted: dense bfloat16 of accelerators by their data
+    sheets; float32 of a CPU by a matrix product that is timed here, in about a second. None where neither is known.
+    """
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        flops = _sgemm_flops() * jax.process_count()
+        return Peak(flops, f"float32 matrix products measured here{_of_each(jax.process_count(), 'process')}")
+    kind = kind_of(devices[0].device_kind)
+    if kind is None:
+        return None
+    return Peak(kind.flops * len(devices), f"bfloat16 by its data sheet{_of_each(len(devices), 'device')}")
+
+
+def _of_each(count: int, unit: str) -> str:
+    return f", {count} times one {unit}" if count > 1 else ""
+
+
+def _sgemm_flops(size: int = 2048, rounds: int = 5) -> float:
+    """The best of several products of square matrices; one device of a CPU has all of its cores."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.dot)
+    best = float("inf")
+    for _ in range(rounds + 1):  # the first one compiles
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

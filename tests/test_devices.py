@@ -1,0 +1,46 @@
+import jax
+import pytest
+
+from t5x_lite import devices
+from t5x_lite.devices import KINDS, kind_of, peak
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+    ],
+)
+def test_drivers_names(name, kind):
+    assert kind_of(name) is KINDS[kind]
+
+
+def test_an_unknown_device_has_no_peak(monkeypatch):
+    unknown = type("Device", (), {"platform": "gpu", "device_kind": "NVIDIA GeForce RTX 4090"})
+    monkeypatch.setattr(jax, "devices", lambda: [unknown])
+    assert peak() is None
+
+
+def test_the_peak_of_several_devices_is_their_sum(monkeypatch):
+    one = type("Device", (), {"platform": "tpu", "device_kind": "TPU v5 lite"})
+    monkeypatch.setattr(jax, "devices", lambda: [one] * 8)
+    assert peak().flops == 8 * 197e12
+    assert str(peak()) == "1,576 TFLOP/s, bfloat16 by its data sheet, 8 times one device"
+
+
+def test_a_cpu_is_measured_once_and_not_a_virtual_device(monkeypatch):
+    monkeypatch.setattr(devices, "_sgemm_flops", lambda: 3e11)
+    assert peak().flops == 3e11
+    assert str(peak()) == "0.3 TFLOP/s, float32 matrix products measured here"
+
+
+def test_a_measured_peak_is_one_that_a_core_can_have():
+    assert 1e8 < devices._sgemm_flops(size=256, rounds=2) < 1e14
