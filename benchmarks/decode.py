@@ -7,13 +7,11 @@ a change of the machine's speed meets all of them. Prompts of 128 tokens, answer
 comes. Needs `pip install ctranslate2` beside the test packages. Quote the ratios, not the seconds.
 """
 
-import multiprocessing
 import os
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.engines import Engine, in_process, in_turns, table_row
 from t5x_lite import config
 
 CASES = {"greedy, batch 1": (1, 1), "greedy, batch 16": (16, 1), "beam 10, batch 1": (1, 10)}  # prompts, beams
@@ -28,63 +26,21 @@ def main(argv: list[str]) -> None:
 
     args = config.parse_flags(argv, __doc__, flags)
     with tempfile.TemporaryDirectory() as folder:
-        _in_process(_write_model, folder)
-        engines = {name: _Engine(serve, folder) for name, serve in ENGINES.items()}
+        in_process(_write_model, folder)
+        engines = {name: Engine(serve, folder) for name, serve in ENGINES.items()}
         print(f"T5 v1.1 small, {_PROMPT} tokens in, {_ANSWER} out, {_CORES} cores, median of {args.rounds} (min)")
         print(f"{'':20}" + "".join(f"{name:>26}" for name in engines))
         for case in args.case or CASES:
-            seconds = {name: [] for name in engines}
-            for _ in range(args.rounds + 1):  # the first compiles
-                for name, engine in engines.items():
-                    seconds[name].append(engine.run(*CASES[case]))
-            medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-            ours = medians["t5x_lite"]
-            cells = [f"{medians[n]:.3f} ({min(seconds[n][1:]):.3f}) {medians[n] / ours:5.2f}x" for n in engines]
-            print(f"{case:20}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+            prompts, beams = CASES[case]
+            print(table_row(case, in_turns(engines, args.rounds, _prompts(prompts), beams)), flush=True)
         for engine in engines.values():
             engine.close()
-
-
-class _Engine:
-    """A process that answers (prompts, beams) with the seconds that it took."""
-
-    def __init__(self, serve, folder: str):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(serve, folder, theirs), daemon=True)
-        self._process.start()
-
-    def run(self, prompts: int, beams: int) -> float:
-        self._pipe.send((prompts, beams))
-        return self._pipe.recv()
-
-    def close(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _serve(serve, folder: str, pipe) -> None:
-    generate = serve(folder)
-    while (case := pipe.recv()) is not None:
-        prompts, beams = case
-        tokens = _prompts(prompts)
-        began = time.perf_counter()
-        generate(tokens, beams)
-        pipe.send(time.perf_counter() - began)
 
 
 def _prompts(count: int) -> list[list[int]]:
     import numpy as np
 
     return np.random.default_rng(0).integers(3, 90, (count, _PROMPT)).tolist()
-
-
-def _in_process(function, *arguments) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(process.exitcode)
 
 
 def _write_model(folder: str) -> None:
