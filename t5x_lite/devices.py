@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,21 @@ def peak() -> Peak | None:
     if kind is None:
         return None
     return Peak(kind.flops * len(devices), f"bfloat16 by its data sheet{_of_each(len(devices), 'device')}")
+
+
+def memory() -> dict[str, int]:
+    """Bytes in use now, and the most so far, on the fullest device of this process; of a CPU, this process's own.
+
+    Empty where the system does not tell.
+    """
+    if jax.local_devices()[0].platform == "cpu":
+        status = Path("/proc/self/status")
+        lines = (line.split() for line in status.read_text().splitlines()) if status.exists() else ()
+        found = {line[0]: int(line[1]) * 1024 for line in lines if line[0] in ("VmRSS:", "VmHWM:")}
+        return {"memory/bytes": found["VmRSS:"], "memory/peak_bytes": found["VmHWM:"]} if found else {}
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"memory/bytes": "bytes_in_use", "memory/peak_bytes": "peak_bytes_in_use"}
+    return {name: max(stats[key] for stats in told) for name, key in names.items()} if told else {}
 
 
 def _of_each(count: int, unit: str) -> str:

@@ -1,4 +1,5 @@
 import jax
+import numpy as np
 import pytest
 
 from t5x_lite import devices
@@ -44,3 +45,18 @@ def test_a_cpu_is_measured_once_and_not_a_virtual_device(monkeypatch):
 
 def test_a_measured_peak_is_one_that_a_core_can_have():
     assert 1e8 < devices._sgemm_flops(size=256, rounds=2) < 1e14
+
+
+def test_the_memory_of_a_cpu_is_the_process_s():
+    held = np.ones(50_000_000, np.uint8)
+    found = devices.memory()
+    assert held.nbytes < found["memory/bytes"] <= found["memory/peak_bytes"]
+
+
+def test_the_memory_of_accelerators_is_the_fullest_one_s(monkeypatch):
+    def device(now, most):
+        stats = {"bytes_in_use": now, "peak_bytes_in_use": most}
+        return type("Device", (), {"platform": "gpu", "memory_stats": lambda self: stats})()
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [device(5, 9), device(7, 8)])
+    assert devices.memory() == {"memory/bytes": 7, "memory/peak_bytes": 9}

@@ -46,6 +46,7 @@ class Memory(NamedTuple):
 # ---------------------------------------------------------------------- functions
 
 
+@jax.named_scope("norm")
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float) -> Float[Array, "... D"]:
     """Divides by the root mean square; statistics in float32 whatever the dtype of `x`."""
     wide = x.astype(jnp.float32)
@@ -53,6 +54,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float)
     return (wide * rms * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.named_scope("dropout")
 def dropout(
     x: Float[Array, "B S ..."], rate: float, key: Key[Array, ""] | None, *, shared_axis: int = 1
 ) -> Float[Array, "B S ..."]:
@@ -214,6 +216,7 @@ class Embedding(nnx.Module):
         self.dtype = config.dtype
         self.embedding = init.normal((config.vocab_rows, config.d_model), ("vocab", "embed"), stddev=1.0)
 
+    @jax.named_scope("embed")
     def __call__(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """A token outside of the table becomes NaN: a wrong vocabulary must not pass for a bad model."""
         return jnp.take(self.embedding[...], tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
@@ -229,6 +232,7 @@ class RelativeBias(nnx.Module):
         shape = (config.num_heads, self.num_buckets)
         self.rel_embedding = init.normal(shape, ("heads", "relpos_buckets"), stddev=config.d_model**-0.5)
 
+    @jax.named_scope("relpos_bias")
     def __call__(self, length: int) -> Float[Array, "1 H S S"]:
         """The bias of a whole sequence onto itself.
 
@@ -269,9 +273,11 @@ class Attention(nnx.Module):
         self.value = Dense(init.normal((d, h, k), ("embed", "heads", "kv"), stddev=d**-0.5))
         self.out = Dense(init.normal((h, k, d), ("heads", "kv", "embed"), stddev=(h * k) ** -0.5), contracted=2)
 
+    @jax.named_scope("attention")
     def project(self, x: Float[Array, "B S D"]) -> KV:
         return KV(_constrain_heads(self.key(x)), _constrain_heads(self.value(x)))
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -306,6 +312,7 @@ class Mlp(nnx.Module):
             setattr(self, name, Dense(init.normal((d, f), ("embed", "mlp"), stddev=d**-0.5)))
         self.wo = Dense(init.normal((f, d), ("mlp", "embed"), stddev=f**-0.5))
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B S D"], key: Key[Array, ""] | None) -> Float[Array, "B S D"]:
         names = zip(self._input_names(), self.activations, strict=True)
         gates = [_ACTIVATIONS[activation](getattr(self, name)(x)) for name, activation in names]

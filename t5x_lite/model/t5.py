@@ -202,6 +202,7 @@ class Encoder(Stack):
     def __init__(self, config: T5Config, init: Initializer):
         super().__init__(config, init, EncoderLayer, encoder=True)
 
+    @jax.named_scope("encoder")
     def __call__(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 #S S"], key: Key[Array, ""] | None
     ) -> Float[Array, "B S D"]:
@@ -223,6 +224,7 @@ class Decoder(Stack):
             )
             self.logits_dense = Dense(kernel)
 
+    @jax.named_scope("decoder")
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -382,6 +384,7 @@ class T5(nnx.Module):
     def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return constrain(self.token_embedder(tokens), "batch", "length", "embed")
 
+    @jax.named_scope("head")
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         if self.config.tie_embeddings:
             table = self.token_embedder.embedding[...].astype(x.dtype)

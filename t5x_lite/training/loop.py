@@ -26,6 +26,7 @@ from t5x_lite.training.from_cache import has_metrics
 from t5x_lite.training.goodput import Goodput, describe
 from t5x_lite.training.held_out import HeldOut
 from t5x_lite.training.metrics_log import MetricsLog
+from t5x_lite.training.profile import Profiler
 from t5x_lite.training.progress import TrainingProgress
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, describe_plan, prepare
@@ -45,8 +46,8 @@ class NonFiniteLoss(Exception):
     """The loss stopped being a number; says at which step, and where its batch was written."""
 
 
-def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
-    """Trains to `train_steps`, going on with the run of `model_dir` where there is one.
+def train(config: TrainConfig, *, dry_run: bool = False, profile: range | None = None) -> bool:
+    """Trains to `train_steps`, going on with the run of `model_dir` where there is one; traces the steps of `profile`.
 
     Returns whether that is all: False after a SIGTERM. Raises UserError for what the user can mend, and NonFiniteLoss.
     """
@@ -108,13 +109,15 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> bool:
     train_step = train_step_of(run)
     clock = Goodput(config.model_dir, step, began=started)
     watchdog = Watchdog(config.model_dir, config.step_timeout)
-    loop = Loop(run, frozen, stores, checkpoints, held_out or eval_sets, log, progress, clock, watchdog)
+    profiler = Profiler(config.model_dir, profile if main_process else None, progress.say)
+    loop = Loop(run, frozen, stores, checkpoints, held_out or eval_sets, log, progress, clock, watchdog, profiler)
     try:
         with (
             PreemptionGuard() as guard,
             config.partitioner.context(),
             prefetch(iterator, _PREFETCHED_BATCHES) as batches,
             watchdog,
+            profiler.closing(),
         ):
             finished = loop.go(state, train_step, batches, guard)
     except (jax.errors.JaxRuntimeError, TimeoutError):  # another process may be gone
@@ -201,6 +204,7 @@ class Loop:
         progress: TrainingProgress,
         clock: Goodput,
         watchdog: Watchdog,
+        profiler: Profiler,
     ):
         self.run = run
         self.config = run.config
@@ -212,6 +216,7 @@ class Loop:
         self.progress = progress
         self.clock = clock
         self.watchdog = watchdog
+        self.profiler = profiler
         self.of_saves: dict[str, float] = {}  # what saving took, for the next line of the log
         self.generator: Generator | None = None
         # Steps whose loss has not been looked at: (step, the data's state before it, its loss on the device).
@@ -228,7 +233,9 @@ class Loop:
             before = batches.state()
             with self.clock.spending("data_wait"):
                 host_batch = next(batches)
-            state, metrics = train_step(state, config.partitioner.global_batch(host_batch), self.frozen)
+            batch = config.partitioner.global_batch(host_batch)
+            self.profiler.before(step, train_step, (state, batch, self.frozen))
+            state, metrics = train_step(state, batch, self.frozen)
             step += 1
             self.unchecked.append((step, before, metrics["loss"]))
             self.progress.step(step, work_of(host_batch, self.run.model))
@@ -241,6 +248,7 @@ class Loop:
             scores = self.evaluate(step, state) if step % config.eval_period == 0 or last else None
             if scores is not None or step % config.checkpoint_period == 0:
                 self.save(step, state, batches.state(), scores)
+        self.profiler.finish(step, state)
         if step > start:
             self.save(step, state, batches.state(), None)
             with self.clock.spending("checkpoint"):
@@ -264,7 +272,7 @@ class Loop:
     def write_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Hands the step's metrics to the log, which reads them when the next ones come."""
         checked = self.check_finite(until=step - self.config.log_period)
-        rates = self.progress.rates() | self.of_saves | self.clock.record(step)
+        rates = self.progress.rates() | self.of_saves | self.clock.record(step) | devices.memory()
         self.of_saves = {}
         if checked is not None:
             self.progress.show(step, checked, rates)

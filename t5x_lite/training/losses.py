@@ -24,6 +24,7 @@ class Losses(NamedTuple):
         return self.cross_entropy + self.z_loss
 
 
+@jax.named_scope("loss")
 def cross_entropy(
     logits: Float[Array, "B T V"],
     targets: Int[Array, "B T"],

@@ -186,6 +186,14 @@ def _curves(record: Record) -> str:
         series = [charts.Series(*each, noisy=True) for each in used]
         about = "model FLOPs a second as a share of the devices' peak"
         drawn.append(charts.line_chart("MFU", about, series, from_zero=True))
+    held = [
+        ("in use", record.curve("memory/bytes"), "c1"),
+        ("most so far", record.curve("memory/peak_bytes"), "c2"),
+    ]
+    if held[0][1]:
+        series = [charts.Series(name, [(step, size / 1e9) for step, size in curve], c) for name, curve, c in held]
+        about = "GB of the fullest device of the first process, or of that process on a CPU"
+        drawn.append(charts.line_chart("Memory", about, series, from_zero=True))
     if not drawn:
         return note("No metrics have been logged yet.")
     hint = note("Point at a curve, or focus it and press the arrow keys, to read its values.")

@@ -60,8 +60,9 @@ def make_train_step(
         # Weights of all microbatches and devices together: parts with more tokens count for more.
         weight = jnp.maximum(losses.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": losses.total / weight,
             "cross_entropy": losses.cross_entropy / weight,

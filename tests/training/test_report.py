@@ -184,6 +184,12 @@ def test_says_what_share_of_the_peak_was_used(run):
     assert "MFU" in titles(page)
 
 
+def test_draws_the_memory_over_the_steps(run):
+    page, _ = run(metrics=[train_line(100, 1.0) | {"memory/bytes": 2 * 10**9, "memory/peak_bytes": 3 * 10**9}])
+    assert "Memory" in titles(page)
+    assert "GB of the fullest device" in page.text
+
+
 def test_shows_where_all_of_the_time_went(run):
     spent = dict.fromkeys(goodput.NAMES, 0.0) | {"productive": 75.0, "startup": 20.0, "gap": 5.0}
     fields = {"goodput": 0.75, **{f"goodput/{kind}_seconds": seconds for kind, seconds in spent.items()}}
