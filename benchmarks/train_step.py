@@ -87,7 +87,11 @@ def _t5x_lite(size: str, shape: tuple[int, int, int], dtype: str = "float32"):
     from t5x_lite.training.state import init_state
     from t5x_lite.training.step import make_train_step
 
-    model, rate, partitioner = model_config(size, dtype), learning_rate("constant"), make_partitioner()
+    model, rate, partitioner = (
+        model_config(size, dtype),
+        learning_rate("constant", base_learning_rate=1e-3),
+        make_partitioner(),
+    )
     tx = adamw(rate, clip_norm=None)
     step = make_train_step(model, tx, partitioner, learning_rate=rate)
     inputs, targets = (x.astype(np.int32) for x in _tokens(shape))
