@@ -1,4 +1,4 @@
-"""Every test sees 8 virtual CPU devices; the flag must stand before jax is imported."""
+"""Every test sees 8 virtual CPU devices; flags must stand before jax is imported."""
 
 import contextlib
 import os
@@ -8,7 +8,14 @@ from hypothesis import settings
 
 settings.register_profile("thorough", max_examples=10_000)
 
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+# Compiling is most of what tests do: with less care it takes two thirds of the time (tests/model/test_compiled.py takes
+# the care of a user's run).
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's models here are tiny: its threads cost more than they do

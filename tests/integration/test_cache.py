@@ -11,7 +11,11 @@ import pytest
 
 from tests.integration.conftest import GIN, TASKS, Workplace
 
-REPO = __file__.rsplit("/tests/", 1)[0]
+ONE_DEVICE = {
+    **os.environ,
+    "PYTHONPATH": __file__.rsplit("/tests/", 1)[0],
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+}
 
 WRITE = """
 import sys
@@ -47,7 +51,7 @@ def script(workplace, text, *arguments, status=0):
     done = subprocess.run(
         [sys.executable, "script.py", *arguments],
         cwd=workplace.path,
-        env={**os.environ, "PYTHONPATH": REPO, "XLA_FLAGS": ""},
+        env=ONE_DEVICE,
         capture_output=True,
         text=True,
         timeout=300,
@@ -102,7 +106,7 @@ def test_a_killed_run_goes_on_bit_for_bit(cached, without_tensorflow, step):
     process = subprocess.Popen(
         [sys.executable, "script.py", *FLAGS, f"--gin.MODEL_DIR={run}"],
         cwd=cached.path,
-        env={**os.environ, "PYTHONPATH": REPO, "XLA_FLAGS": ""},
+        env=ONE_DEVICE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

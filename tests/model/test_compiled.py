@@ -5,6 +5,7 @@ last test is the smallest program that does not, and the reason why that version
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.model import T5Config, abstract_params, bind
+
+# Other tests are compiled with less care (tests/conftest.py).
+jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+)
 
 CONFIG = T5Config(
     vocab_size=64,
@@ -51,7 +57,7 @@ def test_compiled_loss_and_gradient_equal_eager(key):
         "decoder_segment_ids": segments,
     }
     batch = jax.tree.map(jnp.asarray, batch)
-    compiled_loss, compiled = jax.jit(jax.value_and_grad(loss))(params, batch, key)
+    compiled_loss, compiled = jit(jax.value_and_grad(loss))(params, batch, key)
     with jax.disable_jit():
         eager_loss, eager = jax.value_and_grad(loss)(params, batch, key)
     np.testing.assert_allclose(compiled_loss, eager_loss, rtol=1e-5)
@@ -72,7 +78,7 @@ def test_compiled_decoding_step_equals_eager(rows):
         _, cache = model.decode_step(tokens[:, 0] * 0, cache)
         return model.decode_step(tokens[:, 0], cache)[0]
 
-    compiled = jax.jit(two_steps)(params)
+    compiled = jit(two_steps)(params)
     with jax.disable_jit():
         eager = two_steps(params)
     np.testing.assert_allclose(compiled, eager, rtol=1e-4, atol=1e-4)
@@ -82,5 +88,5 @@ def test_many_rows_projected_and_summed():
     """Row n is (n, 0, 0), so its squared length is n squared: 0.10.2 is wrong by 0.8 % in the last rows."""
     rows = np.arange(2**15 + 1, dtype=np.float32)
     x, matrix = rows[:, None] * np.eye(1, 3, dtype=np.float32), jnp.eye(3)
-    squares = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(x)
+    squares = jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(x)
     np.testing.assert_array_equal(squares, rows**2)
