@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import computed
+
 PROGRAM = Path(__file__).with_name("small_run.py")
 ROOT = PROGRAM.parents[2]
-CLOCK = ("second", "goodput")  # what depends on the clock
 
 
 def free_port() -> int:
@@ -81,8 +82,7 @@ def finish(run: Path, count: int, *settings: str, **layout) -> str:
 
 
 def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not any(word in k for word in CLOCK)} for line in lines]
+    return [computed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def steps(run: Path) -> list[int]:
