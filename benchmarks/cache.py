@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         plain = tokens_a_second(TrainIterator(stores, cache.rates, lengths=lengths, batch_size=32, seed=0))
         began = time.perf_counter()
         late = CacheIterator(open_cache(folder / kind), batch_size=32, seed=0)
-        late.restore(late.state() | {"step": 1_000_000})
+        late.restore(late.state() | {"row": 32 * 1_000_000})
         next(late)
         resume = time.perf_counter() - began
         print(

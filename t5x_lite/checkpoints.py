@@ -72,13 +72,9 @@ class Checkpoints:
         """Starts saving a train state, a dataclass with a `params` field, and returns.
 
         The state may be donated right after: its arrays have been copied. A step that is there already is
-        left as it is. Raises UserError where metrics come without the one that ranks steps, and raises the
-        error of the previous save if that failed.
+        left as it is. Raises UserError where metrics come without the one that ranks steps, once the step is on its
+        way, and raises the error of the previous save if that failed.
         """
-        if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
-            close = nearest(self._best_metric, metrics)
-            measured = ", ".join(sorted(metrics))
-            raise UserError(f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}")
         self.wait()
         # What this process saved counts before what it sees: the first could see its step sooner than the others do,
         # and leave them alone with another save of it.
@@ -98,6 +94,11 @@ class Checkpoints:
             saving = ocp.save_checkpointables_async(self._path(step), _parts(state), custom_metadata=record)
         self._saving = step, began, saving
         self._records[step] = record
+        # Not before: the steps until here would be lost.
+        if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
+            close = nearest(self._best_metric, metrics)
+            measured = ", ".join(sorted(metrics))
+            raise UserError(f"BEST_METRIC {self._best_metric!r} is not measured{close}; measured are: {measured}")
 
     def wait(self) -> None:
         """Returns when the last save is whole on disk and the steps that it supersedes are gone."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -77,14 +78,15 @@ def kind_of(device_kind: str) -> Kind | None:
     return KINDS[name] if name else None
 
 
-def peak() -> Peak | None:
-    """What the devices of this run could do at most, as MFU is counted: dense bfloat16 of accelerators by their data
+def peak(mesh_devices: Iterable[jax.Device]) -> Peak | None:
+    """What the devices of a mesh could do at most, as MFU is counted: dense bfloat16 of accelerators by their data
     sheets; float32 of a CPU by a matrix product that is timed here, in about a second. None where neither is known.
     """
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        flops = _sgemm_flops() * jax.process_count()
-        return Peak(flops, f"float32 matrix products measured here{_of_each(jax.process_count(), 'process')}")
+    devices = list(mesh_devices)
+    if devices[0].platform == "cpu":  # its virtual devices share its cores
+        processes = len({device.process_index for device in devices})
+        source = f"float32 matrix products measured here{_of_each(processes, 'process')}"
+        return Peak(_sgemm_flops() * processes, source)
     kind = kind_of(devices[0].device_kind)
     if kind is None:
         return None

@@ -61,16 +61,24 @@ class Vote:
     def __init__(self):
         self._asked: collections.deque[jax.Array] = collections.deque()
         if jax.process_count() > 1:
-            mesh = Mesh(np.array(jax.devices()), ("all",))
-            self._sharding = NamedSharding(mesh, PartitionSpec("all"))
-            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._mesh = Mesh(np.array(jax.devices()), ("all",))
+            self._sharding = NamedSharding(self._mesh, PartitionSpec("all"))
+            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
 
     def __call__(self, wish: bool) -> bool:
         if jax.process_count() == 1:
             return wish
         wishes = np.full(jax.local_device_count(), wish)
-        self._asked.append(self._any(jax.make_array_from_process_local_data(self._sharding, wishes)))
+        # The steps' mesh may have the devices in another order (a TPU's does), and JAX lets no program mix the two.
+        with jax.set_mesh(self._mesh):
+            self._asked.append(self._any(jax.make_array_from_process_local_data(self._sharding, wishes)))
         return len(self._asked) > _VOTES_AHEAD and bool(self._asked.popleft())
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error is what the end of another process raises in this one."""
+    signs = any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS)
+    return jax.process_count() > 1 and isinstance(error, _OF_LOSS) and signs
 
 
 @contextlib.contextmanager
@@ -90,7 +98,7 @@ def together(go_on: str) -> Iterator[None]:
         try:
             yield
         except _OF_LOSS as error:
-            if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
+            if not is_loss(error):
                 raise
             say_instead(f"{me} stops: another process is gone ({first_words(error)}); {go_on}")
             raise LostProcess from error

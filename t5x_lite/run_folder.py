@@ -15,6 +15,7 @@ from t5x_lite.errors import UserError, nearest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_BEFORE_MANIFEST = ("vocabulary", "items", "config.gin", "config.json")
 
 # A run may go on with these changed: they say how, where or by whom it is computed, not what its arrays mean.
 _MAY_CHANGE = {
@@ -28,6 +29,11 @@ _MAY_CHANGE = {
     "model.remat",
     "model.dropout_rate",
 }
+
+
+def comes_before_manifest(name: str) -> bool:
+    """Whether it may stand in the folder of a run that was killed before it had a manifest."""
+    return name in _BEFORE_MANIFEST or name.endswith(".tmp")
 
 
 def describe_model(model: Any, vocabulary: Any, lengths: dict[str, int]) -> dict[str, Any]:

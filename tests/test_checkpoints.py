@@ -433,10 +433,12 @@ def test_another_optimizer_is_named(run):
         Checkpoints(run).restore(abstract(make_state(tx=optax.adam(1e-3))))
 
 
-def test_a_best_metric_that_is_not_measured(run):
+def test_a_best_metric_that_is_not_measured_costs_no_step(run):
+    checkpoints = Checkpoints(run, best_metric="qa/exact_mach")
     with pytest.raises(UserError, match=r"'qa/exact_mach' is not measured; nearest: 'qa/exact_match'; measured are:"):
-        save(run, make_state(), step=2, metrics={"qa/exact_match": 1.0, "loss": 0.1}, best_metric="qa/exact_mach")
-    assert Checkpoints(run).steps() == [1]
+        checkpoints.save(2, make_state(), PLACE, {"qa/exact_match": 1.0, "loss": 0.1})
+    checkpoints.close()
+    assert Checkpoints(run).steps() == [1, 2]
 
 
 @pytest.mark.parametrize("options", [{"keep_last": 0}, {"best_mode": "maximum"}])

@@ -24,23 +24,26 @@ def test_drivers_names(name, kind):
     assert kind_of(name) is KINDS[kind]
 
 
-def test_an_unknown_device_has_no_peak(monkeypatch):
-    unknown = type("Device", (), {"platform": "gpu", "device_kind": "NVIDIA GeForce RTX 4090"})
-    monkeypatch.setattr(jax, "devices", lambda: [unknown])
-    assert peak() is None
+def device(platform: str, kind: str, process: int = 0):
+    return type("Device", (), {"platform": platform, "device_kind": kind, "process_index": process})
 
 
-def test_the_peak_of_several_devices_is_their_sum(monkeypatch):
-    one = type("Device", (), {"platform": "tpu", "device_kind": "TPU v5 lite"})
-    monkeypatch.setattr(jax, "devices", lambda: [one] * 8)
-    assert peak().flops == 8 * 197e12
-    assert str(peak()) == "1,576 TFLOP/s, bfloat16 by its data sheet, 8 times one device"
+def test_an_unknown_device_has_no_peak():
+    assert peak([device("gpu", "NVIDIA GeForce RTX 4090")]) is None
 
 
-def test_a_cpu_is_measured_once_and_not_a_virtual_device(monkeypatch):
+def test_the_peak_of_several_devices_is_their_sum():
+    found = peak([device("tpu", "TPU v5 lite")] * 8)
+    assert found.flops == 8 * 197e12
+    assert str(found) == "1,576 TFLOP/s, bfloat16 by its data sheet, 8 times one device"
+
+
+def test_a_cpu_is_measured_once_a_process_and_not_a_virtual_device(monkeypatch):
     monkeypatch.setattr(devices, "_sgemm_flops", lambda: 3e11)
-    assert peak().flops == 3e11
-    assert str(peak()) == "0.3 TFLOP/s, float32 matrix products measured here"
+    found = peak([device("cpu", "cpu")] * 8)
+    assert str(found) == "0.3 TFLOP/s, float32 matrix products measured here"
+    found = peak([device("cpu", "cpu", process) for process in (0, 0, 1, 1)])
+    assert str(found) == "0.6 TFLOP/s, float32 matrix products measured here, 2 times one process"
 
 
 def test_a_measured_peak_is_one_that_a_core_can_have():

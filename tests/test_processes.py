@@ -28,6 +28,15 @@ def test_alone_nothing_is_asked_of_anybody():
     processes.leave(1)  # the process goes on
 
 
+def test_a_vote_beside_steps_whose_mesh_has_another_order(monkeypatch):
+    """As that of a TPU has: within the context of a mesh JAX runs no program of other devices, nor of another order."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    devices = np.array(jax.devices())[[0, 1, 3, 2, 7, 6, 5, 4]]
+    vote = processes.Vote()
+    with jax.set_mesh(jax.sharding.Mesh(devices, ("data",))):
+        assert [vote(wish) for wish in (False, True, False, False, False)] == [False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
     "error, lost",
     [

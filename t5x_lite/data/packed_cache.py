@@ -91,7 +91,7 @@ def open_cache(folder: epath.PathLike) -> Cache:
 class CacheIterator:
     """Endless batches, as TrainIterator's, of `own_rows` of each global batch (default: all).
 
-    Its place in the data is the number of a step.
+    Its place in the data is the number of a row, so that a run may go on with another batch size.
     """
 
     def __init__(self, cache: Cache, *, batch_size: int, seed: int, own_rows: Sequence[int] | None = None):
@@ -109,22 +109,22 @@ class CacheIterator:
 
     def __next__(self) -> Batch:
         if not self._ahead:
-            steps = range(self._step, self._step + self._steps_at_once)
-            places = [step * self._batch_size + row for step in steps for row in self._own]
+            firsts = (self._row + n * self._batch_size for n in range(self._steps_at_once))
+            places = [first + row for first in firsts for row in self._own]
             records = self._rows.read([self._order[place] for place in places])
             self._ahead.extend(records[i : i + self._share] for i in range(0, len(records), self._share))
             self._steps_at_once = min(2 * self._steps_at_once, max(1, _ROWS_READ_AT_ONCE // self._share))
-        self._step += 1
+        self._row += self._batch_size
         return _batch(self._cache, self._ahead.popleft())
 
-    def _go_to(self, step: int) -> None:
-        self._step = step
+    def _go_to(self, row: int) -> None:
+        self._row = row
         self._ahead: collections.deque[Sequence[bytes]] = collections.deque()
         self._steps_at_once = 1  # so that the first batch is there at once
 
     def state(self) -> dict[str, int]:
         """Where the next batch begins."""
-        return {"step": self._step, "cache": self._cache.number}
+        return {"row": self._row, "cache": self._cache.number}
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Goes to where `state` was taken. Raises UserError for a place in other data."""
@@ -134,7 +134,7 @@ class CacheIterator:
                 f"CACHE_DIR {self._cache.folder!r}: the checkpoint was trained from {was}, so its place in the data "
                 "means nothing here; set CACHE_DIR as it was, or start anew from its weights (INITIAL_CHECKPOINT_PATH)"
             )
-        self._go_to(state["step"])
+        self._go_to(state["row"])
 
     def fill(self) -> dict[str, float]:
         """On average over all rows to come: the share of positions that are not padding, and examples a row."""

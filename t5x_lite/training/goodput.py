@@ -38,6 +38,7 @@ class Goodput:
     """Accounts for the time of this process; the first one writes it down, the others only count.
 
     Seconds belong to one kind at a time: to startup, until `started`; then to what `spending` says; else to steps.
+    In a bucket, where nothing can be appended, the file is written when it is `keep`t, with the checkpoints.
     """
 
     def __init__(self, run_dir: str, step: int, *, began: float | None = None):
@@ -83,11 +84,14 @@ class Goodput:
         totals = {kind: seconds + self._seconds.get(kind, 0.0) for kind, seconds in self._earlier.items()}
         return {"goodput": share(totals), **{f"goodput/{kind}_seconds": seconds for kind, seconds in totals.items()}}
 
+    def keep(self) -> None:
+        """Writes what a bucket does not have yet."""
+        if self._writes and is_remote(self._path):
+            write_whole(self._path, self._text.encode())
+
     def _append(self, line: str) -> None:
         self._text += line
-        if is_remote(self._path):  # where nothing can be appended
-            write_whole(self._path, self._text.encode())
-        else:
+        if not is_remote(self._path):
             with open(self._path, "a") as file:
                 file.write(line)
 

@@ -27,7 +27,7 @@ from t5x_lite.training.goodput import Goodput, describe
 from t5x_lite.training.held_out import HeldOut
 from t5x_lite.training.metrics_log import MetricsLog
 from t5x_lite.training.profile import Profiler
-from t5x_lite.training.progress import TrainingProgress
+from t5x_lite.training.progress import SPEEDS, TrainingProgress
 from t5x_lite.training.report import write_report
 from t5x_lite.training.run import Run, TrainConfig, describe_plan, prepare
 from t5x_lite.training.start import initial_state
@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, profile: range | None =
     processes.agree(f"the run goes on from step {step}", _ONE_FOLDER)
     log = MetricsLog(config.model_dir, resume_step=step) if main_process else None
     # Of a model that is trained in part, the backward pass is not twice the forward pass.
-    peak = devices.peak() if run.trains_all else None
+    peak = devices.peak(config.partitioner.mesh.devices.flat) if run.trains_all else None
     if main_process and peak:
         print(f"peak: {peak}; MFU is a share of it", flush=True)
     progress = TrainingProgress(
@@ -120,8 +120,9 @@ def train(config: TrainConfig, *, dry_run: bool = False, profile: range | None =
             profiler.closing(),
         ):
             finished = loop.go(state, train_step, batches, guard)
-    except (jax.errors.JaxRuntimeError, TimeoutError):  # another process may be gone
-        checkpoints.give_up()
+    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+        if processes.is_loss(error):
+            checkpoints.give_up()
         raise
     finally:
         checkpoints.close()
@@ -151,7 +152,10 @@ def warn_of_lost_characters(tasks: Sequence, vocabulary: vocabularies.Vocabulary
 def write_run_folder(run: Run) -> None:
     """Everything but the weights; the manifest last, since it is what makes the folder a run."""
     model_dir = run.config.model_dir
-    epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():  # by one that was killed here
+        left.rmtree() if left.is_dir() else left.unlink()
     run.vocabulary.save(os.path.join(model_dir, "vocabulary"))
     if run.data.knowledge:
         run.knowledge.save(os.path.join(model_dir, "items"))
@@ -237,6 +241,7 @@ class Loop:
             self.profiler.before(step, train_step, (state, batch, self.frozen))
             state, metrics = train_step(state, batch, self.frozen)
             step += 1
+            self.profiler.after(step, state)
             self.unchecked.append((step, before, metrics["loss"]))
             self.progress.step(step, work_of(host_batch, self.run.model))
             if step == start + 1:
@@ -254,6 +259,7 @@ class Loop:
             with self.clock.spending("checkpoint"):
                 self.checkpoints.wait()
             spent = self.clock.record(step)
+            self.clock.keep()
             if self.log:
                 self.progress.say(describe(spent))
         if stopping:
@@ -274,6 +280,8 @@ class Loop:
         checked = self.check_finite(until=step - self.config.log_period)
         rates = self.progress.rates() | self.of_saves | self.clock.record(step) | devices.memory()
         self.of_saves = {}
+        if checked is None:  # the first steps have been sent to the devices, which says nothing of their speed
+            rates = {name: value for name, value in rates.items() if name not in SPEEDS}
         if checked is not None:
             self.progress.show(step, checked, rates)
         if self.log:
@@ -313,11 +321,12 @@ class Loop:
 
     def save(self, step: int, state: TrainState, data_state: dict[str, int], scores: dict[str, float] | None) -> None:
         self.check_finite(until=step)
-        if self.log:
-            self.log.keep()
         self.watchdog.alive(f"the save of step {step}")
         began, whole = time.monotonic(), self.checkpoints.background_seconds
         with self.clock.spending("checkpoint"):
+            if self.log:
+                self.log.keep()
+            self.clock.keep()
             self.checkpoints.save(step, state, data_state, scores)
         blocked = self.of_saves.get("checkpoint/blocked_seconds", 0.0) + time.monotonic() - began
         self.of_saves["checkpoint/blocked_seconds"] = blocked

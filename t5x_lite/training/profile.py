@@ -55,31 +55,39 @@ class Profiler:
 
     def before(self, step: int, train_step: Callable, arguments: tuple[Any, ...]) -> None:
         """Told before each step how many are done, and what the next one is called with."""
-        if self._between is None:
+        if self._between is None or self._local or step not in self._between:
             return
-        if self._local is None and step in self._between:
-            # Compiled already, unless this is the first step, whose compilation is then no part of the trace.
-            self._program = train_step.lower(*arguments).compile().as_text()
-            jax.block_until_ready(arguments)
-            self._began, self._local = step, tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._local.name)
-        elif self._local is not None and step >= self._between.stop:
-            self.finish(step, arguments)
+        # Compiled already, unless this is the first step, whose compilation is then no part of the trace.
+        self._program = train_step.lower(*arguments).compile().as_text()
+        jax.block_until_ready(arguments)
+        self._began, self._local = step, tempfile.TemporaryDirectory()
+        jax.profiler.start_trace(self._local.name)
+
+    def after(self, step: int, arrays: Any) -> None:
+        """Told after each step how many have been sent to the devices, and what the last one makes."""
+        if self._local and step >= self._between.stop:
+            self.finish(step, arrays)
 
     def finish(self, step: int, arrays: Any) -> None:
-        """Ends the trace, if one is being made, after `step` steps, of which the last one made `arrays`."""
-        if self._local is None:
-            return
-        jax.block_until_ready(arrays)
+        """Ends the trace, where one is being made, with the step that makes `arrays`."""
+        if self._local:
+            jax.block_until_ready(arrays)
+            with self._stopped() as folder:
+                for path in (path for path in Path(folder).rglob("*") if path.is_file()):
+                    copy = self._to / path.relative_to(folder).as_posix()
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(path.read_bytes())
+                self._say(describe(costs(folder, self._program, step - self._began), range(self._began, step)))
+            self._say(f"trace: {self._to}, for `xprof --logdir` or, of its trace.json.gz, https://ui.perfetto.dev")
+        elif self._between is not None:
+            first, last = self._between.start + 1, self._between.stop
+            self._say(f"--profile: nothing was traced, since none of the steps {first} to {last} was run")
+        self._between = None
+
+    def _stopped(self) -> tempfile.TemporaryDirectory:
         jax.profiler.stop_trace()
-        with self._local as folder:
-            for path in (path for path in Path(folder).rglob("*") if path.is_file()):
-                copy = self._to / path.relative_to(folder).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(path.read_bytes())
-            self._say(describe(costs(folder, self._program, step - self._began), range(self._began, step)))
-        self._say(f"trace: {self._to}, for `xprof --logdir` or, of its trace.json.gz, https://ui.perfetto.dev")
-        self._local = self._between = None
+        local, self._local = self._local, None
+        return local
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -88,16 +96,16 @@ class Profiler:
             yield
         finally:
             if self._local:
-                jax.profiler.stop_trace()
-                self._local.cleanup()
+                self._stopped().cleanup()
 
 
 def costs(folder: str, program: str, steps: int) -> list[Cost]:
     """The costliest operations of the trace in `folder`, of so many steps; `program` is the compiled text."""
     (path,) = Path(folder).rglob("*.xplane.pb")
+    module = program.partition(",")[0].removeprefix("HloModule ")
     instructions = {name: (calls, source) for name, calls, source in _INSTRUCTION.findall(program)}
     spent: collections.Counter[str] = collections.Counter()
-    for operation, nanoseconds in _operations(ProfileData.from_file(str(path))):
+    for operation, nanoseconds in _operations(ProfileData.from_file(str(path)), module):
         calls, _ = instructions.get(operation, ("", ""))
         if not calls:  # it lasts as long as what it calls, which is there itself
             spent[operation] += nanoseconds
@@ -108,12 +116,15 @@ def costs(folder: str, program: str, steps: int) -> list[Cost]:
     ]
 
 
-def _operations(trace: ProfileData) -> Iterator[tuple[str, float]]:
-    """Every run of an operation of a compiled program, and the nanoseconds that it took."""
+def _operations(trace: ProfileData, module: str) -> Iterator[tuple[str, float]]:
+    """Every run of an operation of the compiled program of that name, and the nanoseconds that it took."""
     for plane in trace.planes:
         for line in plane.lines:
             for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
+                stats = dict(event.stats)
+                if stats.get("hlo_module", module) != module:
+                    continue
+                operation = stats.get("hlo_op")
                 if line.name == "XLA Ops":  # a TPU's, named by the whole instruction
                     operation = event.name.partition(" = ")[0].lstrip("%")
                 if operation:

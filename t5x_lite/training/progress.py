@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from t5x_lite.training.work import NO_WORK, Work
 
+SPEEDS = ("tokens_per_second", "steps_per_second", "mfu", "mfu_real")
 _SECONDS_BETWEEN_LINES = 10.0
 
 

@@ -88,6 +88,8 @@ class TrainConfig:
             "log_period",
             "eval_period",
             "checkpoint_period",
+            "keep_checkpoints",
+            "eval_examples",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.upper()} is {getattr(self, name)}; it must be at least 1")
@@ -243,11 +245,12 @@ def _check_model_dir(model_dir: str) -> bool:
             raise UserError(
                 f"MODEL_DIR {model_dir!r}: {existing!r} is not writable; set --gin.MODEL_DIR to one that is"
             )
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    if not (folder / "manifest.json").exists():
+    if (folder / run_folder.MANIFEST).exists():
+        return True
+    # A run that was killed while its folder was being written begins again.
+    if folder.is_dir() and not all(run_folder.comes_before_manifest(path.name) for path in folder.iterdir()):
         raise UserError(f"MODEL_DIR {model_dir!r} is not empty and not a run folder (no manifest.json); choose another")
-    return True
+    return False
 
 
 def find_data(config: TrainConfig) -> Data:

@@ -149,12 +149,21 @@ def test_a_restored_iterator_goes_on_bit_for_bit(cache, before, batch_size, seed
 def test_a_step_is_found_without_those_before_it(cache):
     iterator = make(cache)
     began = time.process_time()
-    iterator.restore(iterator.state() | {"step": 1_000_000})
+    iterator.restore(iterator.state() | {"row": 4 * 1_000_000})
     late = next(iterator)
     assert time.process_time() - began < 1
     before = make(cache)
-    before.restore(iterator.state() | {"step": 999_990})
+    before.restore(iterator.state() | {"row": 4 * 999_990})
     assert same(take(before, 11)[-1:], [late])
+
+
+def test_another_batch_size_goes_on_with_the_next_row(cache):
+    before = make(cache, batch_size=4)
+    take(before, 3)
+    after = make(cache, batch_size=2)
+    after.restore(before.state())
+    halves, (whole,) = take(after, 2), take(before, 1)
+    assert same([{name: np.concatenate([half[name] for half in halves]) for name in whole}], [whole])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -5,6 +5,8 @@ python small_run.py RUN MESH [--coordinator=... --num_processes=... --process_id
 
 import ast
 import os
+import signal
+import sys
 import types
 
 import numpy as np
@@ -107,7 +109,9 @@ def main(argv: list[str]) -> None:
     evaluation.load_eval_sets = lambda *_: [eval_set(20)]
     evaluation.answer_with = lambda task: None  # which asks the registry of tasks
     with processes.together(f"start all of them again with the same command: {args.run} goes on"):
-        loop.train(made)
+        finished = loop.train(made)
+    if not finished:
+        sys.exit(128 + signal.SIGTERM)  # as the door does
 
 
 if __name__ == "__main__":

@@ -113,13 +113,14 @@ def test_a_killed_run_goes_on_bit_for_bit(cached, without_tensorflow, step):
     )
     cached.signal_after_step(process, run, step, signal.SIGKILL)
     process.communicate()
-    script(cached, TRAIN, *FLAGS, f"--gin.MODEL_DIR={run}")
+    out, _ = script(cached, TRAIN, *FLAGS, f"--gin.MODEL_DIR={run}")
+    assert ("resuming" in out) == (step > 8)
     assert cached.metrics(run) == cached.metrics("without_tensorflow")
 
 
 def refusal(workplace, *overrides):
     out, err = workplace.train("--gin.MODEL_DIR=refused", *overrides, status=2)
-    assert out == "" and len(err.strip().splitlines()[-1:]) == 1
+    assert out == "" and "Traceback" not in err
     assert not (workplace.path / "refused").exists()
     return err.strip().splitlines()[-1]
 

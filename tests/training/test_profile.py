@@ -15,6 +15,14 @@ def step(x, w):
         return jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ w), x)
 
 
+@jax.jit
+def evaluate(x, w):
+    """Another program, of which nothing is to be told."""
+    for _ in range(9):
+        x = jnp.sin(x @ w)
+    return x
+
+
 def test_the_steps_of_a_flag():
     assert parse_steps(None) is None
     assert list(parse_steps("10:13")) == [10, 11, 12]
@@ -34,9 +42,11 @@ def traced(tmp_path_factory):
     x, w = jnp.ones((300, 300)), jnp.full((300, 300), 1e-3)
     with profiler.closing():
         for number in range(6):
+            evaluate(x, w).block_until_ready()
             profiler.before(number, step, (x, w))
             assert bool(said) == (number >= 5)
             x = step(x, w)
+            profiler.after(number + 1, x)
         profiler.finish(6, x)
     return folder, said
 
@@ -49,6 +59,7 @@ def test_the_costliest_operations_are_named_with_their_place_in_the_model(traced
     assert any(line.endswith("mlp/dot_general") for line in lines)
     assert any("recurrence" in line and "dot_general" in line for line in lines)
     assert not any(" while" in line for line in lines)
+    assert "sin" not in table
     assert trace.startswith("trace: ")
 
 
@@ -66,6 +77,7 @@ def test_a_run_that_ends_inside_of_the_range_has_its_trace(tmp_path):
         for number in range(3):
             profiler.before(number, step, (x, x))
             step(x, x)
+            profiler.after(number + 1, x)
         profiler.finish(3, x)
     assert said[0].startswith("steps 2 to 3: ")
 
@@ -80,9 +92,28 @@ def test_an_error_ends_the_trace(tmp_path):
     jax.profiler.stop_trace()
 
 
+def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
+    (tmp_path / "profile").write_text("a file")
+    profiler = Profiler(str(tmp_path), range(0, 1), print)
+    x = jnp.ones((10, 10))
+    with pytest.raises(OSError, match="profile"), profiler.closing():
+        profiler.before(0, step, (x, x))
+        profiler.after(1, step(x, x))
+
+
+def test_a_range_that_is_not_met(tmp_path):
+    said = []
+    profiler = Profiler(str(tmp_path), range(10, 13), said.append)
+    profiler.before(20, step, ())
+    profiler.after(21, ())
+    profiler.finish(21, ())
+    assert said == ["--profile: nothing was traced, since none of the steps 11 to 13 was run"]
+
+
 def test_without_the_flag_nothing_is_traced(tmp_path):
     profiler = Profiler(str(tmp_path), None, print)
     profiler.before(0, step, ())
+    profiler.after(1, ())
     profiler.finish(1, ())
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,23 @@ def test_the_folder_has_items_users_and_the_prompts_that_ask_for_items(config):
     assert saved.ratings[2].tolist() == [3, 5, 4, 1, 2]
     assert (saved.recent, saved.longest) == (2, 3)
     assert read_manifest(config.model_dir)["items_sha256"] == saved.sha256 == run.knowledge.sha256
+
+
+def test_a_run_killed_while_its_folder_was_written_begins_again(config):
+    write_run_folder(prepare(config))
+    folder = Path(config.model_dir)
+    (folder / "manifest.json").unlink()
+    (folder / "items" / "catalogue.json.77.tmp").write_text("cut sh")
+    (folder / "config.json.tmp").write_text("cut sh")
+    again = prepare(config)
+    assert not again.resuming
+    write_run_folder(again)
+    assert prepare(config).resuming
+    assert not list(folder.rglob("*.tmp"))
+    (folder / "manifest.json").unlink()
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="not empty and not a run folder"):
+        prepare(config)
 
 
 def test_a_run_that_does_not_recommend_knows_nothing_of_items(config):
