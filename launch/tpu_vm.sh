@@ -183,14 +183,17 @@ create() {
 }
 
 setup() {
-  local root commit
+  local root commit clear
   root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel) || die 2 'this is no checkout of git; clone the repository'
   # A commit of the tracked files as they are, which changes nothing here; none where they are as in HEAD.
   commit=$(git -C "$root" -c user.name=t5x_lite -c user.email=t5x_lite@localhost stash create)
   git -C "$root" archive --format=tar.gz -o "$scratch/source.tar.gz" "${commit:-HEAD}"
   [ -z "$(git -C "$root" ls-files --others --exclude-standard)" ] ||
     say 'files that git does not track are not copied (git status shows them); git add them if they are needed'
-  over_ssh ssh "$name" --worker=all --command='mkdir -p t5x_lite/source'
+  # What the last setup brought goes, so that a file which is gone here is gone there; a run in the folder stays.
+  clear='mkdir -p t5x_lite/source && cd t5x_lite/source'
+  clear+=' && tar -tzf ../source.tar.gz | grep -v "/$" | xargs -d "\n" rm -f --'
+  over_ssh ssh "$name" --worker=all --command="$clear"
   over_ssh scp "$scratch/source.tar.gz" "$name:t5x_lite/source.tar.gz" --worker=all
   over_ssh ssh "$name" --worker=all --command='tar -xzf t5x_lite/source.tar.gz -C t5x_lite/source'
   on_hosts all setup

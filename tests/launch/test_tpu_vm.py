@@ -32,12 +32,13 @@ class Cloud:
     def answers(self, verb: str, *lines: str) -> None:
         (self.folder / verb).write_text("".join(f"{line}\n" for line in lines))
 
-    def tpu_vm(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    def tpu_vm(self, *arguments: str, status: int = 0, checkout: Path | None = None) -> subprocess.CompletedProcess:
         done = subprocess.run(
             ["bash", "launch/tpu_vm.sh", *arguments],
             env=os.environ
             | {"FAKE": str(self.folder), "PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
             | {"TPU_VM_RETRY_SECONDS": "0", "TPU_VM_WATCH_SECONDS": "0"},
+            cwd=checkout,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -362,6 +363,34 @@ def test_a_host_that_was_not_set_up_says_so(cloud, hosts):
 def test_the_commands_of_the_guide(cloud):
     guide = Path("docs/tpu.md").read_text()
     given = "".join(f"{line.strip()}\n" for line in guide.splitlines() if line.startswith(("    where=", "    what=")))
+def test_a_file_that_is_gone_here_is_gone_on_the_hosts_and_a_run_there_stays(cloud, hosts, tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("launch/tpu_vm.sh", "launch/tpu_worker.sh", "pyproject.toml", "requirements.lock"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes(Path(name).read_bytes())
+    (checkout / "tasks").mkdir()
+    (checkout / "tasks/old.py").write_text("old = True\n")
+
+    def git(*arguments: str) -> None:
+        me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+        subprocess.run(["git", *me, *arguments], cwd=checkout, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "--message=first")
+    cloud.tpu_vm("setup", *WHERE, checkout=checkout)
+    git("mv", "tasks/old.py", "tasks/new.py")
+    for host in hosts:
+        assert (host / "t5x_lite/source/tasks/old.py").exists()
+        (host / "t5x_lite/source/runs").mkdir()  # of --local_model_dir
+        (host / "t5x_lite/source/runs/metrics.jsonl").touch()
+    cloud.tpu_vm("setup", *WHERE, checkout=checkout)
+    for host in hosts:
+        source = host / "t5x_lite/source"
+        assert [path.name for path in (source / "tasks").iterdir()] == ["new.py"]
+        assert (source / "runs/metrics.jsonl").exists() and (source / "launch/tpu_worker.sh").exists()
+
+
     commands = [line.strip() for line in guide.splitlines() if line.startswith("    launch/tpu_vm.sh ")]
     assert {line.split()[1] for line in commands} == {
         *("create", "setup", "run", "logs", "status", "resume", "watch", "delete")
