@@ -120,6 +120,8 @@ error_line() {
 
 errors_say() { grep -qiE "$1" "$scratch/errors"; }
 
+not_set_up() { errors_say 'tpu_worker.sh: No such file'; }
+
 # Calls tpu as long as the connection drops, a few times, waiting twice as long each time. What is called must bear it.
 over_ssh() {
   local attempt status wait=$pause
@@ -130,7 +132,7 @@ over_ssh() {
     # gcloud passes ssh's status on, or, for several hosts, says it and ends with 1.
     if [ "$status" -ne 255 ] && ! errors_say 'return code \[255\]'; then
       cat "$scratch/errors" >&2
-      errors_say 'tpu_worker.sh: No such file' && die 1 "$name: not set up; launch/tpu_vm.sh setup"
+      not_set_up && die 1 "$name: not set up; launch/tpu_vm.sh setup"
       die 1 "$name: $(error_line)"
     fi
     [ "$attempt" -lt "$attempts" ] || die 4 "$name: no connection, $attempts times ($(error_line));" \
@@ -219,22 +221,33 @@ resume() {
   run "$@"
 }
 
+# What the hosts' lines come to. Where one has failed the others soon end too; before they have, `start` would start the
+# training on that one alone.
+training_of() { # LINES
+  local word
+  for word in running failed 'not started' finished; do
+    ! grep -m 1 "^$word" <<<"$1" || return 0
+  done
+  echo unknown
+}
+
 watch() {
-  local now known='' training status restarts=3
+  local now known='' lines training status restarts=3 faults=0
   while true; do
     # Once it was known, a state that is not is a fault of the network.
     now=$(state) || now=unknown
     [ "$now" != unknown ] || [ -n "$known" ] || exit 1
     known=yes
-    training='not started'
+    training='' status=0
     if [ "$now" = READY ]; then
-      status=0
-      training=$(on_hosts 0 status) || status=$?
-      case $status in # no connection, or a TPU that was made and not set up
-        0) ;;
-        4) training=unknown ;;
-        *) training='not started' ;;
-      esac
+      lines=$(on_hosts all status) || status=$?
+      if [ "$status" -eq 0 ]; then
+        training=$(training_of "$lines")
+      elif not_set_up; then # it was made, and then not reached
+        training='not started' status=0
+      else
+        training=unknown
+      fi
     fi
     case $training in
       finished) say "$name: finished; delete it when you have what you want"; return ;;
@@ -243,15 +256,21 @@ watch() {
         say "$name: the training $training; starting it again"
         ;;
     esac
-    status=0
     # Each in a shell of its own, which its errors end.
     case $now,$training in
-      unknown,* | *,running | *,unknown) ;;
+      unknown,* | *,unknown) ;;
+      *,running) faults=0 ;;
       READY,failed*) (run "$@") || status=$? ;;
       READY,*) (setup && run "$@") || status=$? ;;
       *) (resume "$@") || status=$? ;;
     esac
-    case $status in 0 | 4) ;; *) exit "$status" ;; esac
+    case $status in
+      0 | 4) ;;
+      1) # The TPU was taken away meanwhile, or the network failed; where neither is seen, a few tries and no more.
+        if [ "$(state)" = "$now" ] && [ $((++faults)) -gt 3 ]; then exit 1; fi
+        ;;
+      *) exit "$status" ;;
+    esac
     [ -z "$dry_run" ] || return 0
     sleep "$poll"
   done
