@@ -79,6 +79,8 @@ def test_signals_reach_every_process_once(signum):
         (["--procesess=2", "--", "true"], "no flag '--procesess'; nearest: '--processes'"),
         (["--processes=0", "--", "true"], "nothing to run; give --processes and --devices_per_process of 1 or more"),
         (["--processes=2"], "nothing to run"),
+        (["--processes=1", "--", "pyhton", "x"], "local.py: 'pyhton' cannot be started (No such file or directory)"),
+        (["--processes=2", "--", "./README.md"], "local.py: './README.md' cannot be started (Permission denied)"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, says):
