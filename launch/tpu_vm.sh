@@ -45,6 +45,10 @@ print(f"; nearest: {close[0]}" if close else f"; there are {chr(32).join(sys.arg
 # ---------------------------------------------------------------------- command line
 
 command=${1:-}
+if [ "$command" = --help ]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  exit
+fi
 case " ${commands[*]} " in
   *" ${command:-none} "*) shift ;;
   *) die 2 "no command '$command'$(nearest "$command" "${commands[@]}")" ;;

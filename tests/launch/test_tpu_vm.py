@@ -130,6 +130,15 @@ def test_a_dry_run_makes_no_call_and_prints_them(cloud, command):
     assert set(printed) == wanted.get(command, {"describe", "ssh"} if command == "status" else again)
 
 
+def test_help_lists_every_command_and_flag(cloud):
+    said = cloud.tpu_vm("--help").stdout
+    script = Path("launch/tpu_vm.sh").read_text()
+    for name in ("commands", "flags"):
+        words = script.split(f"readonly {name}=(")[1].split(")")[0].split()
+        assert words and all(word in said for word in words)
+    assert "set -euo" not in said and "#" not in said
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
