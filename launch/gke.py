@@ -64,7 +64,7 @@ def manifest(
     if tpu not in _KINDS:
         raise UserError(f"--tpu: no TPU {tpu!r}{nearest(tpu, _KINDS)}; there are {', '.join(_KINDS)}")
     accelerator, dimensions = _KINDS[tpu]
-    if not re.fullmatch(r"\d+(x\d+)*", topology) or topology.count("x") + 1 != dimensions:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology) or topology.count("x") + 1 != dimensions:
         example = "4x4" if dimensions == 2 else "2x2x4"
         raise UserError(f"--topology is {topology!r}; of {tpu} it has {dimensions} numbers, like {example}")
     if not any(re.fullmatch(r"--gin\.MODEL_DIR=['\"]?gs://.+", argument) for argument in arguments):
@@ -75,6 +75,8 @@ def manifest(
     # Up to 2x4 in one host, as the machine type ct5lp-hightpu-8t has it (a pool of two ct5lp-hightpu-4t is the other
     # way that GKE knows for 2x4); above, four chips a host.
     chips_of_host = chips if dimensions == 2 and chips <= 8 else 4
+    if chips % chips_of_host:
+        raise UserError(f"--topology is {topology!r}, {chips} chip(s); it must fill hosts of {chips_of_host} chips")
     hosts = chips // chips_of_host
     if slices < 1 or (slices > 1 and hosts == 1):
         raise UserError(

@@ -57,6 +57,7 @@ def run(command: Sequence[str], added: Sequence[Mapping[str, str]], grace: float
     """Runs the command once for each set of variables; the status of the first that failed, 0 where none did.
 
     Where one fails, the others are ended: they would wait for it. SIGINT and SIGTERM are passed on to all.
+    Raises UserError for a command that there is not.
     """
     started: list[subprocess.Popen] = []
     shown: list[threading.Thread] = []
@@ -69,14 +70,19 @@ def run(command: Sequence[str], added: Sequence[Mapping[str, str]], grace: float
     try:
         for number, variables in enumerate(added):
             # A session of its own: Ctrl-C reaches it once, from here.
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env={**os.environ, **variables},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UserError(
+                    f"{command[0]!r} cannot be started ({error.strerror}); write a program after --, like python"
+                ) from None
             started.append(process)
             shown.append(threading.Thread(target=_show, args=(number, process), daemon=True))
             shown[-1].start()

@@ -45,6 +45,10 @@ print(f"; nearest: {close[0]}" if close else f"; there are {chr(32).join(sys.arg
 # ---------------------------------------------------------------------- command line
 
 command=${1:-}
+if [ "$command" = --help ]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  exit
+fi
 case " ${commands[*]} " in
   *" ${command:-none} "*) shift ;;
   *) die 2 "no command '$command'$(nearest "$command" "${commands[@]}")" ;;
@@ -120,6 +124,8 @@ error_line() {
 
 errors_say() { grep -qiE "$1" "$scratch/errors"; }
 
+not_set_up() { errors_say 'tpu_worker.sh: No such file'; }
+
 # Calls tpu as long as the connection drops, a few times, waiting twice as long each time. What is called must bear it.
 over_ssh() {
   local attempt status wait=$pause
@@ -130,7 +136,7 @@ over_ssh() {
     # gcloud passes ssh's status on, or, for several hosts, says it and ends with 1.
     if [ "$status" -ne 255 ] && ! errors_say 'return code \[255\]'; then
       cat "$scratch/errors" >&2
-      errors_say 'tpu_worker.sh: No such file' && die 1 "$name: not set up; launch/tpu_vm.sh setup"
+      not_set_up && die 1 "$name: not set up; launch/tpu_vm.sh setup"
       die 1 "$name: $(error_line)"
     fi
     [ "$attempt" -lt "$attempts" ] || die 4 "$name: no connection, $attempts times ($(error_line));" \
@@ -183,14 +189,17 @@ create() {
 }
 
 setup() {
-  local root commit
+  local root commit clear
   root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel) || die 2 'this is no checkout of git; clone the repository'
   # A commit of the tracked files as they are, which changes nothing here; none where they are as in HEAD.
   commit=$(git -C "$root" -c user.name=t5x_lite -c user.email=t5x_lite@localhost stash create)
   git -C "$root" archive --format=tar.gz -o "$scratch/source.tar.gz" "${commit:-HEAD}"
   [ -z "$(git -C "$root" ls-files --others --exclude-standard)" ] ||
     say 'files that git does not track are not copied (git status shows them); git add them if they are needed'
-  over_ssh ssh "$name" --worker=all --command='mkdir -p t5x_lite/source'
+  # What the last setup brought goes, so that a file which is gone here is gone there; a run in the folder stays.
+  clear='mkdir -p t5x_lite/source && cd t5x_lite/source'
+  clear+=' && tar -tzf ../source.tar.gz | grep -v "/$" | xargs -d "\n" rm -f --'
+  over_ssh ssh "$name" --worker=all --command="$clear"
   over_ssh scp "$scratch/source.tar.gz" "$name:t5x_lite/source.tar.gz" --worker=all
   over_ssh ssh "$name" --worker=all --command='tar -xzf t5x_lite/source.tar.gz -C t5x_lite/source'
   on_hosts all setup
@@ -216,22 +225,33 @@ resume() {
   run "$@"
 }
 
+# What the hosts' lines come to. Where one has failed the others soon end too; before they have, `start` would start the
+# training on that one alone.
+training_of() { # LINES
+  local word
+  for word in running failed 'not started' finished; do
+    ! grep -m 1 "^$word" <<<"$1" || return 0
+  done
+  echo unknown
+}
+
 watch() {
-  local now known='' training status restarts=3
+  local now known='' lines training status restarts=3 faults=0
   while true; do
     # Once it was known, a state that is not is a fault of the network.
     now=$(state) || now=unknown
     [ "$now" != unknown ] || [ -n "$known" ] || exit 1
     known=yes
-    training='not started'
+    training='' status=0
     if [ "$now" = READY ]; then
-      status=0
-      training=$(on_hosts 0 status) || status=$?
-      case $status in # no connection, or a TPU that was made and not set up
-        0) ;;
-        4) training=unknown ;;
-        *) training='not started' ;;
-      esac
+      lines=$(on_hosts all status) || status=$?
+      if [ "$status" -eq 0 ]; then
+        training=$(training_of "$lines")
+      elif not_set_up; then # it was made, and then not reached
+        training='not started' status=0
+      else
+        training=unknown
+      fi
     fi
     case $training in
       finished) say "$name: finished; delete it when you have what you want"; return ;;
@@ -240,15 +260,21 @@ watch() {
         say "$name: the training $training; starting it again"
         ;;
     esac
-    status=0
     # Each in a shell of its own, which its errors end.
     case $now,$training in
-      unknown,* | *,running | *,unknown) ;;
+      unknown,* | *,unknown) ;;
+      *,running) faults=0 ;;
       READY,failed*) (run "$@") || status=$? ;;
       READY,*) (setup && run "$@") || status=$? ;;
       *) (resume "$@") || status=$? ;;
     esac
-    case $status in 0 | 4) ;; *) exit "$status" ;; esac
+    case $status in
+      0 | 4) ;;
+      1) # The TPU was taken away meanwhile, or the network failed; where neither is seen, a few tries and no more.
+        if [ "$(state)" = "$now" ] && [ $((++faults)) -gt 3 ]; then exit 1; fi
+        ;;
+      *) exit "$status" ;;
+    esac
     [ -z "$dry_run" ] || return 0
     sleep "$poll"
   done

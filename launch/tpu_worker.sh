@@ -12,7 +12,7 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 
 attribute() {
-  curl --silent --fail --retry 5 -H 'Metadata-Flavor: Google' "$metadata/$1"
+  curl --silent --show-error --fail --retry 5 -H 'Metadata-Flavor: Google' "$metadata/$1"
 }
 
 running() {
@@ -29,7 +29,8 @@ setup() {
   echo "$(hostname): set up"
 }
 
-# Tells JAX who the hosts are, as Google's metadata server has it; one host alone joins nobody.
+# Tells JAX who the hosts are, as Google's metadata server has it; one host alone joins nobody. JAX would find it out by
+# itself, but not on a host whose chips it does not see: that one would train alone, into the MODEL_DIR of the others.
 join_the_others() {
   local hosts first
   hosts=$(attribute worker-network-endpoints)

@@ -2,7 +2,7 @@
 # Stands in for gcloud, and for curl and python3 of a TPU's hosts, as the name that it is called by.
 #
 # Every call of gcloud compute tpus tpu-vm VERB is a line of $FAKE/calls. What it answers is the first line of
-# $FAKE/VERB, STATUS|OUTPUT|ERROR, which is then taken away; without one, success. What comes by ssh and scp is done in
+# $FAKE/VERB, STATUS|OUTPUT|ERROR (\n in OUTPUT ends a line), which is then taken away; without one, success. What comes by ssh and scp is done in
 # each folder of $FAKE/hosts, the homes of the hosts, before the answer: an answer of 255 is a connection that dropped
 # after the work was done.
 set -u
@@ -35,7 +35,7 @@ gcloud() {
     IFS='|' read -r status output error <"$FAKE/$verb"
     sed -i 1d "$FAKE/$verb"
   fi
-  [ -z "$output" ] || echo "$output"
+  [ -z "$output" ] || printf '%b\n' "$output"
   [ -z "$error" ] || echo "$error" >&2
   [ "$status" -ne 0 ] || status=$done
   return "$status"

@@ -67,7 +67,7 @@ def test_installs_the_locked_versions_and_the_extra_that_is_there(stage, extra):
 def test_the_train_image_trains_what_the_repository_configures(monkeypatch):
     """Its entry point takes a gin file by the name that it has in the image."""
     seen = {}
-    monkeypatch.setattr(loop, "train", lambda config, dry_run: seen.update(config=config, dry_run=dry_run) or True)
+    monkeypatch.setattr(loop, "train", lambda config, **others: seen.update(config=config, **others) or True)
     python, switch, module, *flags = command("ENTRYPOINT", "train")
     assert [python, switch, module, flags] == ["python", "-m", train.__name__, []]
     assert "gin gin" in instructions("COPY", STAGES["train"])

@@ -105,6 +105,8 @@ def test_a_dry_run_calls_nothing(gke, tmp_path):
         (["--tpu=v5", "--topology=4x4", *MODEL], "--tpu: no TPU 'v5'; nearest: 'v5"),
         (["--tpu=v5e", "--topology=2x2x4", *MODEL], "--topology is '2x2x4'; of v5e it has 2 numbers, like 4x4"),
         (["--tpu=v5p", "--topology=4x4", *MODEL], "--topology is '4x4'; of v5p it has 3 numbers, like 2x2x4"),
+        (["--tpu=v5e", "--topology=0x4", *MODEL], "--topology is '0x4'; of v5e it has 2 numbers, like 4x4"),
+        (["--tpu=v5p", "--topology=1x1x1", *MODEL], "--topology is '1x1x1', 1 chip(s); it must fill hosts of 4 chips"),
         (["--tpu=v5e", "--topology=2x4", "--slices=2", *MODEL], "slices of one host (2x4) cannot be joined"),
         (["--tpu=v5e", "--topology=4x4", "--", "--gin.MODEL_DIR=runs/qa"], "MODEL_DIR is not in a bucket"),
         (["--tpu=v5e", "--topologie=4x4", *MODEL], "no flag '--topologie'; nearest: '--topology'"),

@@ -13,6 +13,7 @@ SCRIPT = Path("launch/slurm.sbatch")
 # srun: runs until it is told to end; then as $FAKE/status says. scancel: tells it, as Slurm tells the tasks.
 FAKES = {
     "srun": 'trap "exit $(cat "$FAKE/status")" TERM; echo "$$" > "$FAKE/srun"; echo "srun $*" >> "$FAKE/calls"; '
+    'echo "${SRUN_CPUS_PER_TASK-none}" > "$FAKE/cpus"; '
     'while [ ! -f "$FAKE/end" ]; do sleep 0.05; done; exit "$(cat "$FAKE/end")"',
     "scancel": 'echo "scancel $*" >> "$FAKE/calls"; kill "$(cat "$FAKE/srun")"',
     "scontrol": 'echo "scontrol $*" >> "$FAKE/calls"',
@@ -29,6 +30,7 @@ def slurm(tmp_path):
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "FAKE": str(tmp_path),
         "SLURM_JOB_ID": "12",
+        "SLURM_CPUS_PER_TASK": "8",
     }
 
     def start(*arguments: str, status: str = "143") -> subprocess.Popen:
@@ -61,6 +63,7 @@ def test_a_training_that_ends_gives_the_job_its_status(slurm, tmp_path, status):
     job.communicate(timeout=30)
     assert job.returncode == status
     (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert (tmp_path / "cpus").read_text() == "8\n"
     assert call.startswith("srun ") and call.endswith("-m t5x_lite.train --gin_file=gin/qa.gin --gin.X='a b'")
 
 

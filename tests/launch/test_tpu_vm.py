@@ -17,6 +17,9 @@ DROPPED = "255||ERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited wi
 # Of several hosts, gcloud names the one whose connection dropped, and ends with 1.
 ONE_DROPPED = "1||ERROR: (gcloud.compute.tpus.tpu-vm.ssh) worker 1: [/usr/bin/ssh] exited with return code [255]."
 READY, PREEMPTED, OURS = "0|READY|", "0|PREEMPTED|", "0|created-by=t5x_lite|"
+MISSING = "127||bash: t5x_lite/source/launch/tpu_worker.sh: No such file or directory"
+CRASHED = "1||ERROR: gcloud crashed (ConnectionError): ('Connection aborted.', RemoteDisconnected())"
+GONE = "1||ERROR: (gcloud.compute.tpus.tpu-vm.ssh) Instance is not in READY state, and cannot be connected to."
 ABSENT = "1||ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource 'projects/p/nodes/xl' was not found"
 
 
@@ -32,9 +35,10 @@ class Cloud:
     def answers(self, verb: str, *lines: str) -> None:
         (self.folder / verb).write_text("".join(f"{line}\n" for line in lines))
 
-    def tpu_vm(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    def tpu_vm(self, *arguments: str, status: int = 0, checkout: Path | None = None) -> subprocess.CompletedProcess:
         done = subprocess.run(
             ["bash", "launch/tpu_vm.sh", *arguments],
+            cwd=checkout,
             env=os.environ
             | {"FAKE": str(self.folder), "PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
             | {"TPU_VM_RETRY_SECONDS": "0", "TPU_VM_WATCH_SECONDS": "0"},
@@ -126,6 +130,15 @@ def test_a_dry_run_makes_no_call_and_prints_them(cloud, command):
     assert set(printed) == wanted.get(command, {"describe", "ssh"} if command == "status" else again)
 
 
+def test_help_lists_every_command_and_flag(cloud):
+    said = cloud.tpu_vm("--help").stdout
+    script = Path("launch/tpu_vm.sh").read_text()
+    for name in ("commands", "flags"):
+        words = script.split(f"readonly {name}=(")[1].split(")")[0].split()
+        assert words and all(word in said for word in words)
+    assert "set -euo" not in said and "#" not in said
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -180,7 +193,7 @@ def test_what_fails_on_a_host_is_not_tried_again(cloud):
     cloud.answers("ssh", "1||ERROR: no space left on device")
     done = cloud.tpu_vm("setup", *WHERE, status=1)
     assert cloud.verbs == ["ssh"] and done.stderr.endswith("xl: ERROR: no space left on device\n")
-    cloud.answers("ssh", "127||bash: t5x_lite/source/launch/tpu_worker.sh: No such file or directory")
+    cloud.answers("ssh", MISSING)
     assert "xl: not set up; launch/tpu_vm.sh setup" in cloud.tpu_vm("run", *WHERE, *TRAIN, status=1).stderr
 
 
@@ -254,8 +267,7 @@ def test_watch_makes_the_tpu_again_until_the_training_is_finished(cloud):
 
 def test_watch_sets_up_a_tpu_that_was_made_and_could_not_be_reached(cloud):
     cloud.answers("describe", READY, READY)
-    missing = "127||bash: t5x_lite/source/launch/tpu_worker.sh: No such file or directory"
-    cloud.answers("ssh", missing, *["0||"] * 4, "0|finished|")
+    cloud.answers("ssh", MISSING, *["0||"] * 4, "0|finished|")
     cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN)
     assert cloud.verbs == ["describe", "ssh", *SETUP, "ssh", "describe", "ssh"]
 
@@ -266,6 +278,56 @@ def test_watch_starts_a_failed_training_again_three_times_and_then_says_so(cloud
     done = cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN, status=1)
     assert sum("start " in call for call in cloud.calls) == 3
     assert "the training failed 1; launch/tpu_vm.sh logs says why" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        # Taken away between describe and ssh, and in the middle of setup.
+        {"describe": [READY, PREEMPTED, PREEMPTED, PREEMPTED, OURS], "ssh": [GONE]},
+        {"describe": [READY, PREEMPTED, PREEMPTED, PREEMPTED, OURS], "ssh": [MISSING, "0||"], "scp": [GONE]},
+        # The network fails: while it is deleted; while it is made, which is done all the same or not done.
+        {"describe": [PREEMPTED, PREEMPTED, OURS, *[PREEMPTED] * 3, OURS], "delete": [CRASHED]},
+        {"describe": [ABSENT, ABSENT, READY, READY], "create": [CRASHED], "ssh": [MISSING]},
+        {"describe": [ABSENT] * 5, "create": [CRASHED]},
+    ],
+)
+def test_watch_goes_on_where_another_try_may_do(cloud, answers):
+    for verb, lines in answers.items():
+        cloud.answers(verb, *lines, *([READY] if verb == "describe" else []))
+    cloud.answers("ssh", *answers.get("ssh", []), *["0||"] * 4, "0|finished|")
+    done = cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN)
+    assert "xl: finished" in done.stderr.splitlines()[-1]
+    assert sum("start " in call for call in cloud.calls) == 1 and not (cloud.folder / "describe").read_text()
+
+
+@pytest.mark.parametrize(
+    "answers, verb, calls",
+    [
+        ({"describe": [READY] * 9, "ssh": ["1||ERROR: PERMISSION_DENIED: oslogin"] * 9}, "ssh", 4),
+        ({"describe": [ABSENT] * 12, "create": ["1||ERROR: PERMISSION_DENIED: tpu.nodes.create"] * 9}, "create", 4),
+    ],
+)
+def test_watch_ends_where_tries_do_not_help(cloud, answers, verb, calls):
+    for name, lines in answers.items():
+        cloud.answers(name, *lines)
+    done = cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN, status=1)
+    assert cloud.verbs.count(verb) == calls and "PERMISSION_DENIED" in done.stderr.splitlines()[-1]
+
+
+def test_watch_counts_its_tries_from_when_the_training_ran_last(cloud):
+    cloud.answers("describe", *[READY] * 20)
+    cloud.answers("ssh", *[CRASHED] * 3, "0|running|", *[CRASHED] * 3, "0|finished|")
+    cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN)
+
+
+@pytest.mark.parametrize("some", ["failed 1\\nrunning", "running\\nfailed 1"])
+def test_watch_starts_a_failed_training_when_it_has_ended_on_every_host(cloud, some):
+    cloud.answers("describe", *[READY] * 9)
+    cloud.answers("ssh", *[f"0|{some}|"] * 5, "0|failed 1\\nfailed 1|", "0||", "0|finished\\nfinished|")
+    cloud.tpu_vm("watch", *WHERE, *TYPE, *TRAIN)
+    assert [number for number, call in enumerate(cloud.calls) if "start " in call] == [12]  # after six rounds of two
+    assert all("--worker=all" in call for call in cloud.calls if call.startswith("ssh "))
 
 
 def test_watch_ends_where_there_is_no_quota(cloud):
@@ -308,6 +370,34 @@ def test_every_host_gets_the_checkout_and_trains_as_one_of_the_processes(cloud, 
         who, what = log_of(host, 2)
         assert who == f"process {number} of 2 at 10.0.0.0:8476"
         assert what == f"<-u><-m><t5x_lite.train><{TRAIN[1]}><{TRAIN[2]}><{odd}>"
+
+
+def test_a_file_that_is_gone_here_is_gone_on_the_hosts_and_a_run_there_stays(cloud, hosts, tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("launch/tpu_vm.sh", "launch/tpu_worker.sh", "pyproject.toml", "requirements.lock"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes(Path(name).read_bytes())
+    (checkout / "tasks").mkdir()
+    (checkout / "tasks/old.py").write_text("old = True\n")
+
+    def git(*arguments: str) -> None:
+        me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+        subprocess.run(["git", *me, *arguments], cwd=checkout, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "--message=first")
+    cloud.tpu_vm("setup", *WHERE, checkout=checkout)
+    git("mv", "tasks/old.py", "tasks/new.py")
+    for host in hosts:
+        assert (host / "t5x_lite/source/tasks/old.py").exists()
+        (host / "t5x_lite/source/runs").mkdir()  # of --local_model_dir
+        (host / "t5x_lite/source/runs/metrics.jsonl").touch()
+    cloud.tpu_vm("setup", *WHERE, checkout=checkout)
+    for host in hosts:
+        source = host / "t5x_lite/source"
+        assert [path.name for path in (source / "tasks").iterdir()] == ["new.py"]
+        assert (source / "runs/metrics.jsonl").exists() and (source / "launch/tpu_worker.sh").exists()
 
 
 def test_a_connection_lost_after_the_start_does_not_start_a_second_training(cloud, hosts):
