@@ -77,7 +77,9 @@ def seconds(collective: Collective, topology: Topology) -> float:
     if size == 1:
         return 0.0
     times = {"all-reduce": 2, "collective-permute": size / (size - 1)}.get(collective.kind, 1)
-    rate = topology.kind.link if collective.kind == "collective-permute" else topology.rate(size)
+    rate = topology.rate(collective.members)
+    if collective.kind == "collective-permute":
+        rate = min(rate, topology.kind.link)
     return times * collective.bytes * (size - 1) / size / rate
 
 
@@ -159,18 +161,20 @@ def _traffic(request: Request, gradients: int) -> Traffic:
     width = jnp.dtype(model.dtype).itemsize
     weights = model.num_parameters * width // shards
     found = []
-    ring = "all-reduce" if request.topology.is_tpu else "all-gather"
-    scatter = "all-reduce" if request.topology.is_tpu else "reduce-scatter"
+    topology = request.topology
+    ring, scatter = ("all-reduce", "all-reduce") if topology.is_tpu else ("all-gather", "reduce-scatter")
+    cut = range(0, fsdp * shards, shards)  # the mesh's last axis is of neighbours
     if fsdp > 1:
-        found.append(_over(ring, fsdp, 2 * request.microbatches * weights))
-        found.append(_over(scatter, fsdp, request.microbatches * weights))
+        found.append(_over(ring, cut, 2 * request.microbatches * weights))
+        found.append(_over(scatter, cut, request.microbatches * weights))
     if data > 1:
-        found.append(_over("all-reduce", data, gradients))
+        found.append(_over("all-reduce", range(0, topology.size, fsdp * shards), gradients))
     if shards > 1:
         passes = 2 if model.remat == "none" else 3
         tokens = 2 * model.num_encoder_layers * request.inputs + 3 * model.num_decoder_layers * request.targets
         moved = request.microbatches * request.rows * tokens * model.d_model * width
-        found += [_over("all-gather", shards, passes * moved), _over("reduce-scatter", shards, passes * moved)]
+        near = range(shards)
+        found += [_over("all-gather", near, passes * moved), _over("reduce-scatter", near, passes * moved)]
     state = 3 * gradients + 2 * request.microbatches * weights
     values = _layer_values(model, request.inputs, request.targets, shards) * width * request.rows * request.microbatches
     layers = model.num_encoder_layers + model.num_decoder_layers
@@ -178,5 +182,5 @@ def _traffic(request: Request, gradients: int) -> Traffic:
     return Traffic(tuple(found), int(state + 4 * layers * values + 8 * layers * scores))
 
 
-def _over(kind: str, size: int, count: float) -> Collective:
-    return Collective(kind, tuple(range(size)), 1, int(count))
+def _over(kind: str, members: range, count: float) -> Collective:
+    return Collective(kind, tuple(members), 1, int(count))

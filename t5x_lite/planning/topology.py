@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from t5x_lite.devices import KINDS, Kind
@@ -50,13 +51,18 @@ class Topology:
         """Bytes a second of one device along one dimension of the torus: both ways where that is a ring."""
         return self.kind.link * (2 if extent % self.kind.wraps == 0 else 1)
 
-    def rate(self, devices: int) -> float:
-        """Bytes a second that each of a group of neighbours sends, the group laid out as compactly as it goes."""
-        if not self.is_tpu:
-            return self.kind.link if devices <= _GPUS_A_HOST else self.kind.network
-        if devices > math.prod(self.shape):
+    def rate(self, members: Sequence[int]) -> float:
+        """Bytes a second that each of a group of devices sends to the others, by their numbers.
+
+        At the network's rate where they are of several slices, or hosts of GPUs; in a slice as if the group were laid
+        out as compactly as it goes.
+        """
+        joined = math.prod(self.shape) if self.is_tpu else _GPUS_A_HOST
+        if len({member // joined for member in members}) > 1:
             return self.kind.network
-        rate, left = 0.0, devices
+        if not self.is_tpu:
+            return self.kind.link
+        rate, left = 0.0, len(members)
         for extent in sorted(self.shape):
             if left > 1 and extent > 1:
                 rate += self.axis_rate(min(extent, left))

@@ -119,6 +119,25 @@ def test_seconds_on_the_links():
     assert seconds(reduced, V5P) == pytest.approx(2 * seconds(gather, V5P))
 
 
+@pytest.mark.parametrize(
+    ("topology", "mesh", "members"),
+    [
+        (dataclasses.replace(V5P, name="2*v5p:4x4x4", slices=2), {"data": 2, "fsdp": 16, "model": 4}, (0, 64)),
+        (parse("h100:64"), {"data": 8, "fsdp": 4, "model": 2}, tuple(range(0, 64, 8))),
+    ],
+)
+def test_gradients_between_slices_and_hosts_take_the_network(topology, mesh, members):
+    """Though no more devices sum them than one slice, or host, has; what is cut over fsdp and model stays inside."""
+    request = asked(topology, "gin/models/flan_t5_xl.gin", mesh=mesh)
+    moved = {each.members: each for each in estimate(request).traffic.collectives}
+    fsdp, model = mesh["fsdp"], mesh["model"]
+    assert set(moved) == {members, tuple(range(0, fsdp * model, model)), tuple(range(model))}
+    across = moved.pop(members)
+    turns = 2 * (len(members) - 1) / len(members)
+    assert seconds(across, topology) == pytest.approx(turns * across.bytes / topology.kind.network)
+    assert all(seconds(each, topology) < 2 * each.bytes / topology.kind.link for each in moved.values())
+
+
 def test_mfu_is_of_the_models_own_operations():
     """With nothing moved a step that computes nothing twice is at the peak, and full remat at about three quarters."""
     request = asked(V5P, "gin/models/flan_t5_xxl.gin", remat="none")
