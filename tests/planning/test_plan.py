@@ -6,6 +6,7 @@ writes them anew, to be read before they are committed.
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.partitioning import sharding_table
 from t5x_lite.planning import compiled, plan, report
 from t5x_lite.planning.estimate import abstract_arrays, estimate, roofline, seconds
-from t5x_lite.planning.hlo import Collective
+from t5x_lite.planning.hlo import Collective, Traffic
 from t5x_lite.planning.request import Request, make_request, parse_mesh
 from t5x_lite.planning.search import ranked
 from t5x_lite.planning.topology import Topology, parse
@@ -167,8 +168,10 @@ def test_search_where_nothing_fits():
 def test_a_plan_of_cpu_devices_is_compiled(tmp_path):
     request = asked(parse("cpu:8"), "gin/models/tiny.gin", overrides=SMALLEST, batch=16)
     request = dataclasses.replace(request, config=dataclasses.replace(request.config, task_feature_lengths=SHORT))
+    started = time.monotonic()
     made = plan.make_plan(request, search=False, say=lambda line: None)
     assert made.train.memory.total > 0 and made.decode.memory.total > 0
+    assert made.train.seconds + made.decode.seconds > time.monotonic() - started  # at the same time
     text = report.text(made)
     assert text.splitlines()[-1].startswith("fits cpu:8 by the compiler")
     report.write(str(tmp_path / "plan.html"), made)
@@ -181,10 +184,33 @@ def test_out_of_memory_is_an_answer():
     assert compiled._needed(message) == int(20.7 * 2**30)
     request = asked(dataclasses.replace(V5P, name="v5e:16x16", kind=KINDS["v5e"]), "gin/models/flan_t5_xxl.gin")
     failed = compiled.Program(1.0, None, None, int(20.7 * 2**30))
-    made = plan.Plan(request, estimate(request), failed, None)
+    made = plan.Plan(request, estimate(request), failed, compiled_to(2**30))
+    assert not made.fits
     assert report.verdict(made) == (
         "does not fit v5e:16x16: needs 20.70 of 15.75 GiB a device; try --microbatches=2, or --search"
     )
+
+
+def compiled_to(size: int) -> compiled.Program:
+    return compiled.Program(1.0, compiled.Memory(size, 0, 0, 0), Traffic((), 1))
+
+
+def test_a_run_also_decodes_with_the_optimizer_in_memory():
+    adamw = "gin/models/flan_t5_xl.gin", "gin/optimizers/adamw.gin"
+    request = asked(dataclasses.replace(V5P, name="v5e:4x4", shape=(4, 4), kind=KINDS["v5e"]), *adamw)
+    room = KINDS["v5e"].memory
+    made = plan.Plan(request, estimate(request), compiled_to(2**30), compiled_to(2**30))
+    moments = 2 * 4 * request.model.num_parameters / 16
+    assert made.optimizer == pytest.approx(moments, rel=0.01)
+    assert made.fits
+    assert report.verdict(made).startswith(f"fits v5e:4x4 by the compiler: {1 + moments / 2**30:.2f} of 15.75 GiB")
+    assert f"beside the optimizer's {moments / 2**30:.2f}" in report.text(made)
+    refused = compiled.Program(1.0, None, None, room)
+    for decode in (refused, compiled_to(room), compiled.Program(1.0, None, None)):
+        made = dataclasses.replace(made, decode=decode)
+        assert not made.fits
+        needed = f"{(room + moments) / 2**30:.2f} of 15.75" if decode.memory or decode.needed else "too many"
+        assert report.verdict(made).startswith(f"does not fit v5e:4x4: decoding needs {needed} GiB a device, the opt")
 
 
 if __name__ == "__main__":
