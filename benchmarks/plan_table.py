@@ -41,7 +41,7 @@ def _asked(size: str, topology):
     from t5x_lite.planning.request import make_request
 
     config.load(["gin/plan.gin", f"gin/models/flan_t5_{size}.gin"])
-    return make_request(config.build("plan"), topology, mesh_shape={"data": 1, "fsdp": -1, "model": 1})
+    return make_request(config.build("plan"), topology, mesh_shape=None)
 
 
 def _prove(size: str, name: str) -> dict:

@@ -14,7 +14,6 @@ from t5x_lite.planning.estimate import Time, abstract_arrays, seconds
 from t5x_lite.planning.plan import Plan
 from t5x_lite.planning.request import Request
 from t5x_lite.planning.search import describe
-from t5x_lite.run_folder import check_folder_of
 
 _GIB = 2**30
 _SHOWN = 8  # of a search's candidates
@@ -167,8 +166,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def write(path: str, plan: Plan) -> None:
-    """Writes the report, whole or not at all. Raises UserError where its folder is not there."""
-    check_folder_of("--report", path)
+    """Writes the report, whole or not at all."""
     unfinished = Path(f"{path}.tmp")
     unfinished.write_text(html(plan), encoding="utf-8")
     unfinished.replace(path)

@@ -82,7 +82,8 @@ class Topology:
         os.environ.update(_ONLY_COMPILE)
         slices = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
-            return topologies.get_topology_desc(self.name, platform="tpu", **slices).devices
+            one = f"{self.kind.name}:{'x'.join(map(str, self.shape))}"
+            return topologies.get_topology_desc(one, platform="tpu", **slices).devices
         except Exception as error:  # libtpu's own kinds
             raise UserError(
                 f"--topology {self.name!r}: the compiler knows no such slice ({first_line(error)[:200]})"
@@ -113,7 +114,7 @@ def parse(text: str) -> Topology:
         raise UserError(
             f"--topology {text!r} is compiled by libtpu, which is not installed: pip install 't5x_lite[tpu]'"
         )
-    return Topology(f"{name}:{match[3]}", shape, slices, kind)
+    return Topology(text.lower(), shape, slices, kind)
 
 
 def slice_shape(kind: Kind, chips: int) -> str:

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from t5x_lite import config as gin_config
+from t5x_lite import plan as plan_door
 from t5x_lite.devices import KINDS
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import sharding_table
@@ -31,7 +32,7 @@ SMALLEST = ("--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_l
 
 def asked(topology: Topology, *files: str, overrides=(), **changes) -> Request:
     gin_config.load(["gin/plan.gin", *files], overrides)
-    mesh = changes.pop("mesh", None) or gin_config.value("Partitioner.mesh_shape")
+    mesh = changes.pop("mesh", gin_config.value("Partitioner.mesh_shape"))
     return make_request(gin_config.build("plan"), topology, mesh_shape=mesh, **changes)
 
 
@@ -89,18 +90,61 @@ def test_what_it_says_to_paste_is_gin(tmp_path):
     (tmp_path / "pasted.gin").write_text(request.gin())
     again = asked(V5P, "gin/models/flan_t5_xl.gin", str(tmp_path / "pasted.gin"))
     assert (again.mesh, again.batch_size, again.model) == (request.mesh, request.batch_size, request.model)
+    assert again.gin() == request.gin()
+
+
+def test_what_it_says_to_paste_is_what_was_planned():
+    """By the rules of the files that were given, not by those of another preset."""
+    request = asked(V5P, "gin/models/flan_t5_xl.gin", "gin/meshes/fsdp.gin")
+    assert "('mlp', ('fsdp',))" in request.gin()
+    assert "model" not in next(line for line in request.gin().splitlines() if "rules" in line)
+
+
+def test_a_search_lays_out_by_its_own_rules_whatever_the_file_says(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    plan_door.main(["--gin_file=gin/qa_flan_t5_xl.gin", "--topology=h100:8", "--search"])
+    (tmp_path / "pasted.gin").write_text(capsys.readouterr().out.split("# for a gin file\n")[1])
+    gin_config.load(["gin/qa_flan_t5_xl.gin", str(tmp_path / "pasted.gin")])
+    pasted = gin_config.build("Partitioner", mesh_shape={"data": -1}).rules
+    gin_config.load(["gin/plan.gin"])
+    assert pasted == gin_config.build("Partitioner", mesh_shape={"data": -1}).rules
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--search", "--remat=full"], "--remat is what --search finds"),
+        (["--search", "--mesh=data=-1"], "--mesh is what --search finds"),
+        (["--search", "--microbatches=2"], "--microbatches is what --search finds"),
+        (["--report=/nope/plan.html"], "--report: no folder '/nope'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_planned(flags, message, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(plan, "make_plan", None)
+    with pytest.raises(UserError, match=message):
+        plan_door.main(["--gin_file=gin/models/flan_t5_xl.gin", "--topology=h100:8", *flags])
 
 
 def test_slices_are_crossed_by_data():
-    two = dataclasses.replace(V5P, slices=2)
+    two = dataclasses.replace(V5P, name="2*v5p:4x4x4", slices=2)
     assert asked(two, "gin/models/flan_t5_xl.gin").mesh == (2, 64, 1)
+    for mesh in ({"fsdp": 128}, {"data": -1, "fsdp": 128}):
+        message = r"128 devices of 2\*v5p:4x4x4; .* and data a multiple of 2: nothing else crosses slices"
+        with pytest.raises(UserError, match=message):
+            asked(two, "gin/models/flan_t5_xl.gin", mesh=mesh)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch": 100}, "--batch 100 does not divide over 64 data shards in 1 microbatch"),
-        ({"mesh": {"fsdp": 3}}, "does not fill the 64 devices of v5p:4x4x4"),
+        ({"mesh": {"fsdp": 3}}, "does not fit the 64 devices of v5p:4x4x4"),
+        ({"mesh": {"data": 0, "fsdp": -1}}, "does not fit the 64 devices of v5p:4x4x4"),
+        ({"batch": -16}, r"--batch \(BATCH_SIZE\) is -16; it must be 1 or more"),
+        ({"batch": 0}, r"--batch \(BATCH_SIZE\) is 0; it must"),
+        ({"microbatches": 0}, r"--microbatches \(MICROBATCHES\) is 0; it must"),
+        ({"microbatches": -1}, r"--microbatches \(MICROBATCHES\) is -1; it must"),
     ],
 )
 def test_what_does_not_fit_together(changes, message):
@@ -108,9 +152,10 @@ def test_what_does_not_fit_together(changes, message):
         asked(V5P, "gin/models/flan_t5_xl.gin", **changes)
 
 
-def test_no_mesh():
+@pytest.mark.parametrize("text", ["fsdp:4", "data=0,fsdp=-1", "data=--1", "data=-2", ""])
+def test_no_mesh(text):
     with pytest.raises(UserError, match="write it like data=1,fsdp=-1,model=4"):
-        parse_mesh("fsdp:4")
+        parse_mesh(text)
 
 
 def test_seconds_on_the_links():
@@ -157,6 +202,14 @@ def test_search_gives_the_fastest_that_fits_first():
     assert made.request == found[0].request
     assert "fits h100:8 by formula" in report.text(made)
     assert "# for a gin file" in report.text(made)
+
+
+def test_search_for_a_batch_that_divides_over_no_mesh():
+    """A batch is the search's to divide: no mesh is asked for with it."""
+    request = asked(parse("h100:32"), "gin/models/flan_t5_xl.gin", mesh=None, batch=2)
+    assert {each.request.mesh for each in ranked(request)} == {(1, 2, 16), (2, 1, 16)}
+    with pytest.raises(UserError, match="--batch 1 divides over no mesh of 32 devices; take 2"):
+        ranked(dataclasses.replace(request, batch_size=1))
 
 
 def test_search_where_nothing_fits():

@@ -48,6 +48,8 @@ def test_sizes_and_slices():
 def test_the_compiler_gives_the_devices_of_a_slice():
     devices = parse("v5e:2x4").devices()
     assert len(devices) == 8
+    assert len(parse("2*v5e:2x4").devices()) == 16
+    assert parse("2*v5e:2x4").name == "2*v5e:2x4"
     assert {device.platform for device in devices} == {"tpu"}
 
 
