@@ -89,17 +89,19 @@ def estimate(request: Request) -> Estimate:
     _, fsdp, shards = request.mesh
     width = jnp.dtype(model.dtype).itemsize
     state, frozen = abstract_arrays(request)
-    trained = bytes_per_device(state.params) * 4 // jnp.dtype(model.param_dtype).itemsize  # float32 sums
+    gradients = bytes_per_device(state.params) * 4 // jnp.dtype(model.param_dtype).itemsize  # float32 sums
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     rows = request.rows
     kept = rows * _kept(model, request.inputs, request.targets, shards) * width
     layer = _layer_values(model, request.inputs, request.targets, shards) * width
-    scores = model.num_heads / shards * request.inputs**2 * (4 + 4 + width)
+    pairs = max(request.inputs**2, request.targets**2 + request.targets * request.inputs)
+    scores = model.num_heads / shards * pairs * (4 + 4 + width)
     logits = request.targets * model.vocab_rows / shards * (4 + 4 + width)
     tables = model.vocab_rows * model.d_model * width / shards * (2 if fsdp > 1 else 0)
     gathered = 2 * _largest_layer(model) * width / shards if fsdp > 1 else 0
     working = rows * (2 * layer + max(scores, logits)) + tables + gathered
     held = bytes_per_device(state) + bytes_per_device(frozen)
-    return Estimate(held, trained, int(kept), int(working), _traffic(request, trained))
+    return Estimate(held, gradients, int(kept), int(working), _traffic(request, gradients, trained))
 
 
 def abstract_arrays(request: Request) -> tuple[TrainState, Any]:
@@ -155,7 +157,8 @@ def _largest_layer(model: T5Config) -> int:
     return 8 * model.d_model * inner + (len(model.activations) + 1) * model.d_model * model.d_ff
 
 
-def _traffic(request: Request, gradients: int) -> Traffic:
+def _traffic(request: Request, gradients: int, trained: int) -> Traffic:
+    """Of one step with so many bytes of gradients on one device, those of `trained` parameters in all."""
     model = request.model
     data, fsdp, shards = request.mesh
     width = jnp.dtype(model.dtype).itemsize
@@ -166,7 +169,7 @@ def _traffic(request: Request, gradients: int) -> Traffic:
     cut = range(0, fsdp * shards, shards)  # the mesh's last axis is of neighbours
     if fsdp > 1:
         found.append(_over(ring, cut, 2 * request.microbatches * weights))
-        found.append(_over(scatter, cut, request.microbatches * weights))
+        found.append(_over(scatter, cut, request.microbatches * trained * width // shards))
     if data > 1:
         found.append(_over("all-reduce", range(0, topology.size, fsdp * shards), gradients))
     if shards > 1:
@@ -178,8 +181,10 @@ def _traffic(request: Request, gradients: int) -> Traffic:
     state = 3 * gradients + 2 * request.microbatches * weights
     values = _layer_values(model, request.inputs, request.targets, shards) * width * request.rows * request.microbatches
     layers = model.num_encoder_layers + model.num_decoder_layers
-    scores = request.microbatches * request.rows * model.num_heads / shards * request.inputs**2 * 4
-    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * layers * scores))
+    pairs = model.num_encoder_layers * request.inputs**2
+    pairs += model.num_decoder_layers * (request.targets**2 + request.targets * request.inputs)
+    scores = request.microbatches * request.rows * model.num_heads / shards * pairs * 4
+    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * scores))
 
 
 def _over(kind: str, members: range, count: float) -> Collective:

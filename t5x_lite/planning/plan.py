@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+
 from t5x_lite.model.flops import train_flops
 from t5x_lite.partitioning import Partitioner, bytes_per_device
 from t5x_lite.planning import compiled
@@ -51,8 +53,13 @@ class Plan:
         return self.train.traffic if self.train and self.train.traffic else self.estimate.traffic
 
     @property
+    def trains_all(self) -> bool:
+        """Whether no parameter is frozen: what the backward pass leaves out for those has no formula."""
+        return not jax.tree.leaves(abstract_arrays(self.request)[1])
+
+    @property
     def time(self) -> Time | None:
-        return roofline(self.request, self.moved)
+        return roofline(self.request, self.moved) if self.trains_all else None
 
     @property
     def flops(self) -> int:

@@ -62,8 +62,11 @@ def summary(plan: Plan) -> Rows:
     }
     by_part = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in sizes.items())
     moved = plan.moved
+    rows.append(("by formula", f"{found.total / _GIB:.2f} GiB: {by_part}"))
+    if not plan.trains_all:
+        no_speed = "no bound: parameters are frozen, and what the backward pass then leaves out has no formula"
+        return [*rows, ("memory traffic", f"{moved.memory / 1e9:.1f} GB"), ("speed, roofline", no_speed)]
     rows += [
-        ("by formula", f"{found.total / _GIB:.2f} GiB: {by_part}"),
         ("operations", f"{plan.flops / 1e12:.2f} TFLOP a device and step, forward and backward, nothing twice"),
         ("memory traffic", f"{moved.memory / 1e9:.1f} GB; {plan.flops / moved.memory:.0f} FLOP a byte"),
     ]
@@ -114,8 +117,7 @@ def candidates(plan: Plan) -> Rows:
     rows = [
         (
             describe(each.request),
-            f"{each.time.step * 1e3:.0f} ms",
-            f"MFU {each.time.mfu:.0%}",
+            *((f"{each.time.step * 1e3:.0f} ms", f"MFU {each.time.mfu:.0%}") if plan.trains_all else ()),
             f"{each.estimate.total / _GIB:.1f} GiB",
         )
         for each in plan.candidates[:_SHOWN]

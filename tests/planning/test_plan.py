@@ -193,6 +193,33 @@ def test_mfu_is_of_the_models_own_operations():
     assert 0.74 < roofline(full, nothing).mfu < 0.76
 
 
+def test_of_adapters_no_speed_is_said_and_only_their_gradients_move():
+    files = ["gin/models/flan_t5_xl.gin", "gin/lora.gin"]
+    request = asked(parse("h100:8"), *files, mesh={"fsdp": -1})
+    made = plan.make_plan(request, search=False, say=lambda line: None)
+    assert made.time is None
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(abstract_arrays(request)[0].params))
+    moved = {each.kind: each.bytes for each in made.moved.collectives}
+    assert moved == {"all-gather": 2 * 2 * request.model.num_parameters, "reduce-scatter": 2 * adapters}
+    searched = plan.make_plan(asked(parse("h100:8"), *files, mesh=None), search=True, say=lambda line: None)
+    for text in (report.text(made), report.text(searched)):
+        assert "no bound: parameters are frozen" in text
+        assert "MFU" not in text and "tokens/s" not in text
+    assert plan.make_plan(asked(parse("h100:8"), files[0]), search=False, say=lambda line: None).time.mfu > 0
+
+
+def test_scores_of_long_targets_are_counted():
+    """Of the decoder's attention to itself and to the inputs, as of the encoder's."""
+    request = asked(parse("h100:8"), "gin/models/flan_t5_xl.gin", mesh={"fsdp": -1})
+
+    lengths = {"inputs": 128, "targets": 4096}
+    request = dataclasses.replace(request, config=dataclasses.replace(request.config, task_feature_lengths=lengths))
+    rows, heads = request.rows, request.model.num_heads
+    long = estimate(request)
+    assert long.working > rows * heads * 4096 * (4096 + 128) * 10
+    assert long.traffic.memory > request.model.num_decoder_layers * rows * heads * 4096 * (4096 + 128) * 4 * 8
+
+
 def test_search_gives_the_fastest_that_fits_first():
     request = asked(parse("h100:8"), "gin/models/flan_t5_xl.gin", batch=64)
     found = ranked(request)
