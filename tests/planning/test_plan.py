@@ -1,10 +1,11 @@
 """Plans as the door makes them: of CPU devices for real, of GPUs by formula, of TPUs by their compiler.
 
-The goldens say where every parameter lives and which collectives a step runs; `python tests/planning/test_plan.py`
+The goldens say where every parameter lives and which collectives a step runs; `python -m tests.planning.test_plan`
 writes them anew, to be read before they are committed.
 """
 
 import dataclasses
+import importlib
 import json
 import time
 from pathlib import Path
@@ -294,7 +295,9 @@ def test_a_run_also_decodes_with_the_optimizer_in_memory():
 
 
 if __name__ == "__main__":
-    GOLDENS.mkdir(exist_ok=True)
-    for name in PRESETS:
-        (GOLDENS / f"sharding_xxl_{name}_64.txt").write_text(sharding_of(name) + "\n")
-        (GOLDENS / f"collectives_tiny_{name}_8.json").write_text(json.dumps(collectives_of(name), indent=1) + "\n")
+    importlib.import_module("tests.conftest")  # 8 devices, of which JAX has not asked so far
+    jax.config.update("jax_platforms", "cpu")
+    texts = {f"sharding_xxl_{name}_64.txt": sharding_of(name) for name in PRESETS}
+    texts |= {f"collectives_tiny_{name}_8.json": json.dumps(collectives_of(name), indent=1) for name in PRESETS}
+    for name, text in texts.items():
+        (GOLDENS / name).write_text(text + "\n")
