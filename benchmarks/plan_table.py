@@ -85,7 +85,7 @@ def _table(proved: dict) -> str:
 
 
 def _row(size: str, topology, proved: dict) -> str:
-    from t5x_lite.planning.search import ranked
+    from t5x_lite.planning.search import describe, ranked
 
     room = f"{topology.kind.memory / _GIB:.1f}"
     request = _asked(size, topology)
@@ -97,7 +97,7 @@ def _row(size: str, topology, proved: dict) -> str:
     mesh = " x ".join(map(str, request.mesh))
     said = proved.get(f"{size}@{topology.name}")
     by_compiler = ""
-    if said:
+    if said and said["settings"] == describe(request):  # else of what another formula ranked first
         by_compiler = f"{said['gib']} GiB, {said['ms']} ms, MFU {said['mfu']:.0%}" if said["gib"] else "does not fit"
     return (
         f"| {size} | {topology.name} | {mesh} | {request.model.remat} | {request.microbatches} | "
