@@ -263,6 +263,8 @@ def test_a_plan_of_cpu_devices_is_compiled(tmp_path):
 def test_out_of_memory_is_an_answer():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.70G of 15.75G hbm. Exceeded by 4.95G."
     assert compiled._needed(message) == int(20.7 * 2**30)
+    alone = "RESOURCE_EXHAUSTED: Allocation (size=19604480000) would exceed memory (size=17179869184) :: %s2"
+    assert compiled._needed(alone) == 19604480000
     request = asked(dataclasses.replace(V5P, name="v5e:16x16", kind=KINDS["v5e"]), "gin/models/flan_t5_xxl.gin")
     failed = compiled.Program(1.0, None, None, int(20.7 * 2**30))
     made = plan.Plan(request, estimate(request), failed, compiled_to(2**30))
