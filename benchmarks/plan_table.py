@@ -7,6 +7,7 @@ Every row is by formula, seconds each. `--prove` compiles rows first (minutes ea
 compiler said in benchmarks/plans.json, from which the table takes it.
 """
 
+import functools
 import json
 import os
 import platform
@@ -40,8 +41,14 @@ def main(argv: list[str]) -> None:
 def _asked(size: str, topology):
     from t5x_lite.planning.request import make_request
 
+    return make_request(_settings(size), topology, mesh_shape=None)
+
+
+@functools.cache
+def _settings(size: str):
+    """The same objects for every slice: by them the layouts of a mesh are found again."""
     config.load(["gin/plan.gin", f"gin/models/flan_t5_{size}.gin"])
-    return make_request(config.build("plan"), topology, mesh_shape=None)
+    return config.build("plan")
 
 
 def _prove(size: str, name: str) -> dict:
