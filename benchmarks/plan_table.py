@@ -7,6 +7,7 @@ Every row is by formula, seconds each. `--prove` compiles rows first (minutes ea
 compiler said in benchmarks/plans.json, from which the table takes it.
 """
 
+import functools
 import json
 import os
 import platform
@@ -40,8 +41,14 @@ def main(argv: list[str]) -> None:
 def _asked(size: str, topology):
     from t5x_lite.planning.request import make_request
 
+    return make_request(_settings(size), topology, mesh_shape=None)
+
+
+@functools.cache
+def _settings(size: str):
+    """The same objects for every slice: by them the layouts of a mesh are found again."""
     config.load(["gin/plan.gin", f"gin/models/flan_t5_{size}.gin"])
-    return make_request(config.build("plan"), topology, mesh_shape={"data": 1, "fsdp": -1, "model": 1})
+    return config.build("plan")
 
 
 def _prove(size: str, name: str) -> dict:
@@ -85,7 +92,7 @@ def _table(proved: dict) -> str:
 
 
 def _row(size: str, topology, proved: dict) -> str:
-    from t5x_lite.planning.search import ranked
+    from t5x_lite.planning.search import describe, ranked
 
     room = f"{topology.kind.memory / _GIB:.1f}"
     request = _asked(size, topology)
@@ -97,7 +104,7 @@ def _row(size: str, topology, proved: dict) -> str:
     mesh = " x ".join(map(str, request.mesh))
     said = proved.get(f"{size}@{topology.name}")
     by_compiler = ""
-    if said:
+    if said and said["settings"] == describe(request):  # else of what another formula ranked first
         by_compiler = f"{said['gib']} GiB, {said['ms']} ms, MFU {said['mfu']:.0%}" if said["gib"] else "does not fit"
     return (
         f"| {size} | {topology.name} | {mesh} | {request.model.remat} | {request.microbatches} | "

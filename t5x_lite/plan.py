@@ -27,10 +27,11 @@ def main(argv: list[str]) -> None:
         parser.add_argument("--search", action="store_true", help="find the fastest mesh, remat and microbatches")
         parser.add_argument("--report", metavar="FILE", help=".html: the same with a memory bar and the sharding table")
 
-    argv = ["--gin_file=gin/plan.gin", *argv]
+    # A search lays out by these rules, whatever the files say.
+    searched = ["--gin_file=gin/meshes/fsdp_model.gin"] if "--search" in argv else []
     os.environ["JAX_PLATFORMS"] = "cpu"
-    args = config.parse(argv, __doc__, flags)
-    if len(args.gin_file) == 1:
+    args = config.parse(["--gin_file=gin/plan.gin", *argv, *searched], __doc__, flags)
+    if len(args.gin_file) == 1 + len(searched):
         raise UserError("command line: --gin_file is missing; name a model's, like gin/models/flan_t5_base.gin")
     print(planned(args))
 
@@ -38,12 +39,23 @@ def main(argv: list[str]) -> None:
 def planned(args: argparse.Namespace) -> str:
     """The text that the door prints."""
     from t5x_lite.planning import plan, report, request, topology
+    from t5x_lite.run_folder import check_folder_of
 
+    given = [flag for flag in ("mesh", "remat", "microbatches") if getattr(args, flag) is not None]
+    if args.search and given:
+        raise UserError(f"--{given[0]} is what --search finds; leave one of the two out")
+    if args.report:
+        check_folder_of("--report", args.report)
     devices = topology.parse(args.topology)
     if devices.kind is None:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices.size}"
     settings: Any = config.build("plan")
-    mesh = request.parse_mesh(args.mesh) if args.mesh else config.value("Partitioner.mesh_shape") or {"data": -1}
+    if args.search:
+        mesh = None
+    elif args.mesh is not None:
+        mesh = request.parse_mesh(args.mesh)
+    else:
+        mesh = config.value("Partitioner.mesh_shape") or {"data": -1}
     asked = request.make_request(
         settings, devices, mesh_shape=mesh, batch=args.batch, remat=args.remat, microbatches=args.microbatches
     )

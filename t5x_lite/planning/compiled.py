@@ -106,6 +106,8 @@ def _compile(lower: Any, partitioner: Partitioner) -> Program:
 
 
 def _needed(message: str) -> int | None:
-    """Of "Used 20.70G of 15.75G hbm", the first of the two, in bytes."""
+    """Of "Used 20.70G of 15.75G hbm", the first of the two, in bytes; of one array that is too large alone, its own."""
+    if match := re.search(r"Allocation \(size=(\d+)\) would exceed memory", message):
+        return int(match[1])
     match = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else None

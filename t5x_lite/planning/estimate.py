@@ -77,7 +77,9 @@ def seconds(collective: Collective, topology: Topology) -> float:
     if size == 1:
         return 0.0
     times = {"all-reduce": 2, "collective-permute": size / (size - 1)}.get(collective.kind, 1)
-    rate = topology.kind.link if collective.kind == "collective-permute" else topology.rate(size)
+    rate = topology.rate(collective.members)
+    if collective.kind == "collective-permute":
+        rate = min(rate, topology.kind.link)
     return times * collective.bytes * (size - 1) / size / rate
 
 
@@ -87,17 +89,19 @@ def estimate(request: Request) -> Estimate:
     _, fsdp, shards = request.mesh
     width = jnp.dtype(model.dtype).itemsize
     state, frozen = abstract_arrays(request)
-    trained = bytes_per_device(state.params) * 4 // jnp.dtype(model.param_dtype).itemsize  # float32 sums
+    gradients = bytes_per_device(state.params) * 4 // jnp.dtype(model.param_dtype).itemsize  # float32 sums
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     rows = request.rows
     kept = rows * _kept(model, request.inputs, request.targets, shards) * width
     layer = _layer_values(model, request.inputs, request.targets, shards) * width
-    scores = model.num_heads / shards * request.inputs**2 * (4 + 4 + width)
+    pairs = max(request.inputs**2, request.targets**2 + request.targets * request.inputs)
+    scores = model.num_heads / shards * pairs * (4 + 4 + width)
     logits = request.targets * model.vocab_rows / shards * (4 + 4 + width)
     tables = model.vocab_rows * model.d_model * width / shards * (2 if fsdp > 1 else 0)
     gathered = 2 * _largest_layer(model) * width / shards if fsdp > 1 else 0
     working = rows * (2 * layer + max(scores, logits)) + tables + gathered
     held = bytes_per_device(state) + bytes_per_device(frozen)
-    return Estimate(held, trained, int(kept), int(working), _traffic(request, trained))
+    return Estimate(held, gradients, int(kept), int(working), _traffic(request, gradients, trained))
 
 
 def abstract_arrays(request: Request) -> tuple[TrainState, Any]:
@@ -153,30 +157,35 @@ def _largest_layer(model: T5Config) -> int:
     return 8 * model.d_model * inner + (len(model.activations) + 1) * model.d_model * model.d_ff
 
 
-def _traffic(request: Request, gradients: int) -> Traffic:
+def _traffic(request: Request, gradients: int, trained: int) -> Traffic:
+    """Of one step with so many bytes of gradients on one device, those of `trained` parameters in all."""
     model = request.model
     data, fsdp, shards = request.mesh
     width = jnp.dtype(model.dtype).itemsize
     weights = model.num_parameters * width // shards
     found = []
-    ring = "all-reduce" if request.topology.is_tpu else "all-gather"
-    scatter = "all-reduce" if request.topology.is_tpu else "reduce-scatter"
+    topology = request.topology
+    ring, scatter = ("all-reduce", "all-reduce") if topology.is_tpu else ("all-gather", "reduce-scatter")
+    cut = range(0, fsdp * shards, shards)  # the mesh's last axis is of neighbours
     if fsdp > 1:
-        found.append(_over(ring, fsdp, 2 * request.microbatches * weights))
-        found.append(_over(scatter, fsdp, request.microbatches * weights))
+        found.append(_over(ring, cut, 2 * request.microbatches * weights))
+        found.append(_over(scatter, cut, request.microbatches * trained * width // shards))
     if data > 1:
-        found.append(_over("all-reduce", data, gradients))
+        found.append(_over("all-reduce", range(0, topology.size, fsdp * shards), gradients))
     if shards > 1:
         passes = 2 if model.remat == "none" else 3
         tokens = 2 * model.num_encoder_layers * request.inputs + 3 * model.num_decoder_layers * request.targets
         moved = request.microbatches * request.rows * tokens * model.d_model * width
-        found += [_over("all-gather", shards, passes * moved), _over("reduce-scatter", shards, passes * moved)]
+        near = range(shards)
+        found += [_over("all-gather", near, passes * moved), _over("reduce-scatter", near, passes * moved)]
     state = 3 * gradients + 2 * request.microbatches * weights
     values = _layer_values(model, request.inputs, request.targets, shards) * width * request.rows * request.microbatches
     layers = model.num_encoder_layers + model.num_decoder_layers
-    scores = request.microbatches * request.rows * model.num_heads / shards * request.inputs**2 * 4
-    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * layers * scores))
+    pairs = model.num_encoder_layers * request.inputs**2
+    pairs += model.num_decoder_layers * (request.targets**2 + request.targets * request.inputs)
+    scores = request.microbatches * request.rows * model.num_heads / shards * pairs * 4
+    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * scores))
 
 
-def _over(kind: str, size: int, count: float) -> Collective:
-    return Collective(kind, tuple(range(size)), 1, int(count))
+def _over(kind: str, members: range, count: float) -> Collective:
+    return Collective(kind, tuple(members), 1, int(count))

@@ -25,7 +25,7 @@ _NAMES = re.compile(r"%([\w.\-]+)")
 # They name what is there already, or contain what is counted by itself.
 _MOVES_NOTHING = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
-    *("copy-done", "partition-id", "iota", "opt-barrier"),
+    *("copy-done", "partition-id", "iota", "opt-barrier", "async-start", "async-update"),
 }
 
 Computation = Mapping[str, "Instruction"]
@@ -44,10 +44,20 @@ class Instruction:
         match = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
         return match[1] if match else None
 
+    @property
+    def arrays(self) -> list[re.Match]:
+        """Of its result, those that it makes: the result of a start also names the operands, and counters."""
+        found = list(_ARRAY.finditer(self.result))
+        if self.opcode == "copy-start":
+            return found[:1]
+        if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+            return found[len(self.operands) : 2 * len(self.operands)]
+        return found
+
     @functools.cached_property
     def bytes(self) -> int:
-        """Of its result where that is in the main memory; a TPU's faster ones are the spaces 1 and up."""
-        return sum(_size(array) for array in _ARRAY.finditer(self.result) if "S(" not in (array[3] or ""))
+        """Of what it makes in the main memory; a TPU's faster ones are the spaces 1 and up."""
+        return sum(_size(array) for array in self.arrays if "S(" not in (array[3] or ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +99,7 @@ def traffic(text: str, partitions: int) -> Traffic:
         for each in computation.values():
             kind = each.opcode.removesuffix("-start")
             if kind in _COLLECTIVES:
-                size = _handed_out(each)
+                size = sum(map(_size, each.arrays))  # wherever they are
                 if name.startswith("all-reduce-scatter"):  # a TPU's reduce-scatter is a fusion of these
                     kind = "reduce-scatter"
                 elif kind == "reduce-scatter":
@@ -149,7 +159,10 @@ def _runs(computations: Mapping[str, Computation], entry: str) -> Iterator[tuple
                 inner = each.names("calls") or each.names("to_apply")
                 waiting.append((inner, times, fused or each.opcode == "fusion"))
             elif each.opcode == "conditional":
+                # Which of them runs is not known: all are counted.
                 branches = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", each.attributes)
+                if listed := re.search(r"branch_computations=\{([^}]*)\}", each.attributes):
+                    branches += re.findall(r"[\w.\-]+", listed[1])
                 waiting += [(branch, times, fused) for branch in branches]
 
 
@@ -157,12 +170,6 @@ def _trips(condition: Computation) -> int:
     """How often a counted loop runs: the number that its condition compares with; 1 where there is none."""
     numbers = [each.attributes for each in condition.values() if each.opcode == "constant"]
     return max((int(match[1]) for text in numbers if (match := re.match(r"\((\d+)\)", text))), default=1)
-
-
-def _handed_out(each: Instruction) -> int:
-    """The bytes of a collective's result, wherever they are."""
-    arrays = [_size(array) for array in _ARRAY.finditer(each.result)]
-    return max(arrays) if each.opcode.endswith("-start") else sum(arrays)  # a start gives its operand back too
 
 
 def _moved(each: Instruction, around: Computation, computations: Mapping[str, Computation]) -> int:

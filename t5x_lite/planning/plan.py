@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
 
 from t5x_lite.model.flops import train_flops
-from t5x_lite.partitioning import Partitioner
+from t5x_lite.partitioning import Partitioner, bytes_per_device
 from t5x_lite.planning import compiled
 from t5x_lite.planning.compiled import Program
-from t5x_lite.planning.estimate import Estimate, Time, estimate, roofline
+from t5x_lite.planning.estimate import Estimate, Time, abstract_arrays, estimate, roofline
 from t5x_lite.planning.hlo import Traffic
 from t5x_lite.planning.request import Request
 from t5x_lite.planning.search import Candidate, describe, ranked
@@ -17,7 +20,7 @@ _COMPILED_AT_MOST = 4  # of a search's candidates
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`train` and `decode` are None where nothing is compiled (GPUs)."""
+    """`train` and `decode` are both None where nothing is compiled (GPUs)."""
 
     request: Request
     estimate: Estimate
@@ -27,10 +30,22 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        kind = self.request.topology.kind
         if self.train is None:
-            kind = self.request.topology.kind
             return kind is None or self.estimate.total <= kind.memory
-        return self.train.memory is not None
+        if self.train.memory is None or self.decoding is None:
+            return False
+        return kind is None or self.decoding <= kind.memory
+
+    @property
+    def optimizer(self) -> int:
+        """Bytes of the optimizer's state on one device, which stays there while a run decodes."""
+        return bytes_per_device(abstract_arrays(self.request)[0].opt_state)
+
+    @property
+    def decoding(self) -> int | None:
+        """Bytes on one device while a run decodes; None where that is not compiled, or refused."""
+        return self.decode.memory.total + self.optimizer if self.decode and self.decode.memory else None
 
     @property
     def moved(self) -> Traffic:
@@ -38,8 +53,13 @@ class Plan:
         return self.train.traffic if self.train and self.train.traffic else self.estimate.traffic
 
     @property
+    def trains_all(self) -> bool:
+        """Whether no parameter is frozen: what the backward pass leaves out for those has no formula."""
+        return not jax.tree.leaves(abstract_arrays(self.request)[1])
+
+    @property
     def time(self) -> Time | None:
-        return roofline(self.request, self.moved)
+        return roofline(self.request, self.moved) if self.trains_all else None
 
     @property
     def flops(self) -> int:
@@ -79,10 +99,8 @@ def _partitioners(request: Request) -> Callable[[Request], Partitioner]:
 def _compile(
     request: Request, partitioner: Partitioner, candidates: tuple[Candidate, ...], say: Callable[[str], None]
 ) -> Plan:
-    say(f"compiling the train step for {request.topology.name}: {describe(request)}")
-    train = compiled.train_step(request, partitioner)
-    decode = None
-    if train.memory is not None:
-        say(f"compiled in {train.seconds:.0f} s; compiling the decoding program")
-        decode = compiled.decoding(request, partitioner)
+    say(f"compiling the train step and the decoding program for {request.topology.name}: {describe(request)}")
+    with ThreadPoolExecutor() as pool:  # the compiler holds no lock of Python's
+        programs = [pool.submit(make, request, partitioner) for make in (compiled.train_step, compiled.decoding)]
+    train, decode = (program.result() for program in programs)
     return Plan(request, estimate(request), train, decode, candidates)

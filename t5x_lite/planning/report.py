@@ -14,7 +14,6 @@ from t5x_lite.planning.estimate import Time, abstract_arrays, seconds
 from t5x_lite.planning.plan import Plan
 from t5x_lite.planning.request import Request
 from t5x_lite.planning.search import describe
-from t5x_lite.run_folder import check_folder_of
 
 _GIB = 2**30
 _SHOWN = 8  # of a search's candidates
@@ -49,9 +48,9 @@ def summary(plan: Plan) -> Rows:
     ]
     if kind:
         rows.append(("memory a device", f"{kind.memory / _GIB:.2f} GiB"))
-    for name, program in (("train step", plan.train), ("decoding", plan.decode)):
+    for name, program, beside in (("train step", plan.train, 0), ("decoding", plan.decode, plan.optimizer)):
         if program and program.memory:
-            rows.append((name, _memory(program.memory, kind.memory if kind else None)))
+            rows.append((name, _memory(program.memory, beside, kind.memory if kind else None)))
         elif program:
             needed = f": needs {program.needed / _GIB:.2f} GiB" if program.needed else ""
             rows.append((name, f"does not fit{needed}"))
@@ -63,8 +62,11 @@ def summary(plan: Plan) -> Rows:
     }
     by_part = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in sizes.items())
     moved = plan.moved
+    rows.append(("by formula", f"{found.total / _GIB:.2f} GiB: {by_part}"))
+    if not plan.trains_all:
+        no_speed = "no bound: parameters are frozen, and what the backward pass then leaves out has no formula"
+        return [*rows, ("memory traffic", f"{moved.memory / 1e9:.1f} GB"), ("speed, roofline", no_speed)]
     rows += [
-        ("by formula", f"{found.total / _GIB:.2f} GiB: {by_part}"),
         ("operations", f"{plan.flops / 1e12:.2f} TFLOP a device and step, forward and backward, nothing twice"),
         ("memory traffic", f"{moved.memory / 1e9:.1f} GB; {plan.flops / moved.memory:.0f} FLOP a byte"),
     ]
@@ -83,12 +85,14 @@ def _speed(plan: Plan, time: Time) -> Rows:
     ]
 
 
-def _memory(memory: Memory, room: int | None) -> str:
+def _memory(memory: Memory, beside: int, room: int | None) -> str:
     parts = f"arguments {memory.arguments / _GIB:.2f}, temporaries {memory.temporaries / _GIB:.2f}"
     parts += f", code {memory.code / _GIB:.2f}" if memory.code > 0.005 * _GIB else ""
     parts += f", on the host {memory.host / _GIB:.2f}" if memory.host else ""
-    left = f"; {(room - memory.total) / _GIB:.2f} left" if room else ""
-    return f"{memory.total / _GIB:.2f} GiB: {parts}{left}"
+    parts += f", beside the optimizer's {beside / _GIB:.2f}" if beside else ""
+    total = memory.total + beside
+    left = f"; {(room - total) / _GIB:.2f} left" if room else ""
+    return f"{total / _GIB:.2f} GiB: {parts}{left}"
 
 
 def collectives(plan: Plan) -> Rows:
@@ -113,8 +117,7 @@ def candidates(plan: Plan) -> Rows:
     rows = [
         (
             describe(each.request),
-            f"{each.time.step * 1e3:.0f} ms",
-            f"MFU {each.time.mfu:.0%}",
+            *((f"{each.time.step * 1e3:.0f} ms", f"MFU {each.time.mfu:.0%}") if plan.trains_all else ()),
             f"{each.estimate.total / _GIB:.1f} GiB",
         )
         for each in plan.candidates[:_SHOWN]
@@ -133,13 +136,23 @@ def verdict(plan: Plan) -> str:
     if program.memory is None:
         needed = f"{program.needed / _GIB:.2f}" if program.needed else f"about {formula:.2f} (by formula)"
         return f"does not fit {name}: needs {needed}{room} GiB a device; try {_advice(request)}"
-    total = program.memory.total / _GIB
-    return f"fits {name} by the compiler: {total:.2f}{room} GiB a device (compiled in {program.seconds:.0f} s)"
+    if not plan.fits or plan.decoding is None:
+        total = plan.decoding or (plan.decode.needed and plan.decode.needed + plan.optimizer)
+        needed = f"{total / _GIB:.2f}{room}" if total else "too many"
+        beside = f"the optimizer's {plan.optimizer / _GIB:.2f} with it"
+        return f"does not fit {name}: decoding needs {needed} GiB a device, {beside}; try {_fewer_rows(request)}"
+    total = max(program.memory.total, plan.decoding) / _GIB
+    waited = max(program.seconds, plan.decode.seconds)
+    return f"fits {name} by the compiler: {total:.2f}{room} GiB a device (compiled in {waited:.0f} s)"
 
 
 def _advice(request: Request) -> str:
     if request.model.remat in ("none", "minimal"):
         return "--remat=full, or --search"
+    return _fewer_rows(request)
+
+
+def _fewer_rows(request: Request) -> str:
     if request.rows > 1:
         return f"--microbatches={request.microbatches * 2}, or --search"
     return "more devices, a mesh with a model axis, or --search"
@@ -155,8 +168,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def write(path: str, plan: Plan) -> None:
-    """Writes the report, whole or not at all. Raises UserError where its folder is not there."""
-    check_folder_of("--report", path)
+    """Writes the report, whole or not at all."""
     unfinished = Path(f"{path}.tmp")
     unfinished.write_text(html(plan), encoding="utf-8")
     unfinished.replace(path)
@@ -194,6 +206,8 @@ def _bars(plan: Plan) -> str:
         if program and program.memory:
             memory = program.memory
             bars[name] = {"arguments": memory.arguments, "temporaries": memory.temporaries, "code": memory.code}
+            if program is plan.decode:
+                bars[name]["the optimizer's"] = plan.optimizer
     longest = max(sum(parts.values()) for parts in bars.values())
     whole = max(longest, kind.memory if kind else 0)
     lines = []

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from t5x_lite.errors import UserError
@@ -64,11 +66,12 @@ class Request:
 
     def gin(self) -> str:
         """The settings as lines of a run's gin file."""
+        rules = list(self.config.partitioner(mesh_shape={"data": 1}, devices=jax.devices("cpu")[:1]).rules)
         sizes = ", ".join(f'"{axis}": {size}' for axis, size in zip(MESH_AXES, self.mesh, strict=True))
         return "\n".join(
             [
-                'include "meshes/fsdp_model.gin"',
                 f"Partitioner.mesh_shape = {{{sizes}}}",
+                f"Partitioner.rules = {rules}",
                 f'T5Config.dtype = "{self.model.dtype}"',
                 f"T5Config.scan_layers = {self.model.scan_layers}",
                 f'T5Config.remat = "{self.model.remat}"',
@@ -82,14 +85,14 @@ def make_request(
     config: PlanConfig,
     topology: Topology,
     *,
-    mesh_shape: Mapping[str, int],
+    mesh_shape: Mapping[str, int] | None,
     batch: int | None = None,
     remat: str | None = None,
     microbatches: int | None = None,
 ) -> Request:
-    """What the command line asks for, the gin files' settings where it does not say.
+    """What the command line asks for, the gin files' settings where it does not say; without a mesh, for a search.
 
-    Raises UserError for a mesh that the devices do not fill and a batch that does not divide over it.
+    Raises UserError for a mesh that the devices do not fill, and for a batch that is none or does not divide over it.
     """
     model = dataclasses.replace(
         config.model,
@@ -97,11 +100,15 @@ def make_request(
         vocab_multiple=VOCAB_MULTIPLE,
         remat=remat or config.model.remat,
     )
-    mesh = _filled(mesh_shape, topology)
+    mesh = _filled({"fsdp": -1} if mesh_shape is None else mesh_shape, topology)
     shards = mesh[0] * mesh[1]
-    microbatches = microbatches or config.microbatches
-    batch = batch or config.batch_size or ROWS_A_DEVICE * topology.size
-    if batch % (shards * microbatches):
+    microbatches = config.microbatches if microbatches is None else microbatches
+    batch = config.batch_size if batch is None else batch
+    batch = ROWS_A_DEVICE * topology.size if batch is None else batch
+    for name, number in (("--batch (BATCH_SIZE)", batch), ("--microbatches (MICROBATCHES)", microbatches)):
+        if number < 1:
+            raise UserError(f"{name} is {number}; it must be 1 or more")
+    if mesh_shape is not None and batch % (shards * microbatches):
         whole = shards * microbatches
         near = max(whole, round(batch / whole) * whole)
         raise UserError(
@@ -115,7 +122,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     shape = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name.strip() not in MESH_AXES or not size.strip().lstrip("-").isdecimal():
+        if name.strip() not in MESH_AXES or not re.fullmatch(r"-1|[1-9]\d*", size.strip()):
             raise UserError(f"--mesh {text!r}: write it like data=1,fsdp=-1,model=4 (-1: what is left)")
         shape[name.strip()] = int(size)
     return shape
@@ -123,14 +130,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def _filled(shape: Mapping[str, int], topology: Topology) -> tuple[int, int, int]:
     sizes = [shape.get(name, 1) for name in MESH_AXES]
-    if topology.slices > 1 and shape.get("data", 1) == 1:
+    if topology.slices > 1 and sizes[0] == 1:
         sizes[0] = topology.slices  # nothing else may cross slices
     known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and topology.size % known == 0:
+    if -1 in sizes and known > 0 and topology.size % known == 0:
         sizes[sizes.index(-1)] = topology.size // known
-    if math.prod(sizes) != topology.size or min(sizes) < 1:
+    if math.prod(sizes) != topology.size or min(sizes) < 1 or sizes[0] % topology.slices:
+        across = f", and data a multiple of {topology.slices}: nothing else crosses slices"
         raise UserError(
-            f"the mesh {dict(shape)} does not fill the {topology.size} devices of {topology.name}; give --mesh with "
-            f"axes that multiply to {topology.size}, or one of them -1"
+            f"the mesh {dict(shape)} does not fit the {topology.size} devices of {topology.name}; give --mesh with "
+            f"axes that multiply to {topology.size}, or one of them -1{across if topology.slices > 1 else ''}"
         )
     return tuple(sizes)

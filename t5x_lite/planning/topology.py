@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from t5x_lite.devices import KINDS, Kind
@@ -50,13 +51,18 @@ class Topology:
         """Bytes a second of one device along one dimension of the torus: both ways where that is a ring."""
         return self.kind.link * (2 if extent % self.kind.wraps == 0 else 1)
 
-    def rate(self, devices: int) -> float:
-        """Bytes a second that each of a group of neighbours sends, the group laid out as compactly as it goes."""
-        if not self.is_tpu:
-            return self.kind.link if devices <= _GPUS_A_HOST else self.kind.network
-        if devices > math.prod(self.shape):
+    def rate(self, members: Sequence[int]) -> float:
+        """Bytes a second that each of a group of devices sends to the others, by their numbers.
+
+        At the network's rate where they are of several slices, or hosts of GPUs; in a slice as if the group were laid
+        out as compactly as it goes.
+        """
+        joined = math.prod(self.shape) if self.is_tpu else _GPUS_A_HOST
+        if len({member // joined for member in members}) > 1:
             return self.kind.network
-        rate, left = 0.0, devices
+        if not self.is_tpu:
+            return self.kind.link
+        rate, left = 0.0, len(members)
         for extent in sorted(self.shape):
             if left > 1 and extent > 1:
                 rate += self.axis_rate(min(extent, left))
@@ -76,7 +82,8 @@ class Topology:
         os.environ.update(_ONLY_COMPILE)
         slices = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
-            return topologies.get_topology_desc(self.name, platform="tpu", **slices).devices
+            one = f"{self.kind.name}:{'x'.join(map(str, self.shape))}"
+            return topologies.get_topology_desc(one, platform="tpu", **slices).devices
         except Exception as error:  # libtpu's own kinds
             raise UserError(
                 f"--topology {self.name!r}: the compiler knows no such slice ({first_line(error)[:200]})"
@@ -107,7 +114,7 @@ def parse(text: str) -> Topology:
         raise UserError(
             f"--topology {text!r} is compiled by libtpu, which is not installed: pip install 't5x_lite[tpu]'"
         )
-    return Topology(f"{name}:{match[3]}", shape, slices, kind)
+    return Topology(text.lower(), shape, slices, kind)
 
 
 def slice_shape(kind: Kind, chips: int) -> str:

@@ -48,6 +48,8 @@ def test_sizes_and_slices():
 def test_the_compiler_gives_the_devices_of_a_slice():
     devices = parse("v5e:2x4").devices()
     assert len(devices) == 8
+    assert len(parse("2*v5e:2x4").devices()) == 16
+    assert parse("2*v5e:2x4").name == "2*v5e:2x4"
     assert {device.platform for device in devices} == {"tpu"}
 
 
@@ -62,15 +64,22 @@ def test_rates_follow_the_torus():
     """Of v5p 4x4x4 every dimension is a ring: one of them, both ways, then two, then all three."""
     link = KINDS["v5p"].link
     pod = parse("v5p:4x4x4")
-    assert [pod.rate(devices) / link for devices in (4, 16, 64)] == [2, 4, 6]
-    assert parse("v5e:4x4").rate(4) == KINDS["v5e"].link  # no ring: one way only
-    assert parse("v5e:16x16").rate(256) == 4 * KINDS["v5e"].link
-    assert parse("2*v5e:16x16").rate(512) == KINDS["v5e"].network
+    assert [pod.rate(range(devices)) / link for devices in (4, 16, 64)] == [2, 4, 6]
+    assert parse("v5e:4x4").rate(range(4)) == KINDS["v5e"].link  # no ring: one way only
+    assert parse("v5e:16x16").rate(range(256)) == 4 * KINDS["v5e"].link
+
+
+@needs_libtpu
+def test_slices_are_joined_by_the_network_alone():
+    two, v5e = parse("2*v5e:16x16"), KINDS["v5e"]
+    assert two.rate(range(512)) == two.rate((0, 256)) == v5e.network
+    assert two.rate(range(256, 512)) == 4 * v5e.link
 
 
 def test_rates_of_gpus():
-    assert parse("h100:8").rate(8) == KINDS["h100"].link
-    assert parse("h100:64").rate(64) == KINDS["h100"].network
+    h100 = KINDS["h100"]
+    assert parse("h100:8").rate(range(8)) == parse("h100:64").rate((8, 15)) == h100.link
+    assert parse("h100:64").rate(range(64)) == parse("h100:64").rate((0, 8, 16)) == h100.network
 
 
 @pytest.mark.parametrize(("kind", "chips", "shape"), [("v5p", 64, "4x4x4"), ("v5p", 8, "2x2x2"), ("v5e", 32, "4x8")])
