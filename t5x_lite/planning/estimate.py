@@ -94,8 +94,7 @@ def estimate(request: Request) -> Estimate:
     rows = request.rows
     kept = rows * _kept(model, request.inputs, request.targets, shards) * width
     layer = _layer_values(model, request.inputs, request.targets, shards) * width
-    pairs = max(request.inputs**2, request.targets**2 + request.targets * request.inputs)
-    scores = model.num_heads / shards * pairs * (4 + 4 + width)
+    scores = model.num_heads / shards * _pairs(request.inputs, request.targets) * (4 + 4 + width)
     logits = request.targets * model.vocab_rows / shards * (4 + 4 + width)
     tables = model.vocab_rows * model.d_model * width / shards * (2 if fsdp > 1 else 0)
     gathered = 2 * _largest_layer(model) * width / shards if fsdp > 1 else 0
@@ -151,6 +150,11 @@ def _kept(model: T5Config, inputs: int, targets: int, shards: int) -> float:
     return carried + (2 * products + 3 * model.num_heads * scores) / shards
 
 
+def _pairs(inputs: int, targets: int) -> int:
+    """Pairs of positions that a layer scores of one row; as of values, of the larger stack."""
+    return max(inputs**2, targets**2 + targets * inputs)
+
+
 def _largest_layer(model: T5Config) -> int:
     """Weights of a decoder layer."""
     inner = model.num_heads * model.head_dim
@@ -181,10 +185,9 @@ def _traffic(request: Request, gradients: int, trained: int) -> Traffic:
     state = 3 * gradients + 2 * request.microbatches * weights
     values = _layer_values(model, request.inputs, request.targets, shards) * width * request.rows * request.microbatches
     layers = model.num_encoder_layers + model.num_decoder_layers
-    pairs = model.num_encoder_layers * request.inputs**2
-    pairs += model.num_decoder_layers * (request.targets**2 + request.targets * request.inputs)
-    scores = request.microbatches * request.rows * model.num_heads / shards * pairs * 4
-    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * scores))
+    pairs = request.microbatches * request.rows * _pairs(request.inputs, request.targets)
+    scores = pairs * model.num_heads / shards * 4
+    return Traffic(tuple(found), int(state + 4 * layers * values + 8 * layers * scores))
 
 
 def _over(kind: str, members: range, count: float) -> Collective:
