@@ -57,6 +57,14 @@ T5Config.num_decoder_layers = 1
 """
 
 
+# As a user's, but for the care that is taken in compiling (tests/conftest.py).
+ONE_DEVICE = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+}
+
+
 def computed(line: dict) -> dict:
     """A line of metrics.jsonl without what depends on the clock and on the machine."""
     measured = ("second", "goodput", "mfu", "peak_flops", "memory")
@@ -72,11 +80,10 @@ class Workplace:
         (path / "sums.gin").write_text(GIN)
 
     def start(self, door: str, *arguments: str) -> subprocess.Popen:
-        environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
         return subprocess.Popen(
             [sys.executable, "-m", f"t5x_lite.{door}", *arguments],
             cwd=self.path,
-            env=environment,
+            env=ONE_DEVICE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -1,7 +1,6 @@
 """From a cache, whole commands: written by Beam, trained from without TensorFlow, killed and resumed, refused."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -9,13 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.conftest import GIN, TASKS, Workplace
-
-ONE_DEVICE = {
-    **os.environ,
-    "PYTHONPATH": __file__.rsplit("/tests/", 1)[0],
-    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
-}
+from tests.integration.conftest import GIN, ONE_DEVICE, TASKS, Workplace
 
 WRITE = """
 import sys
