@@ -1,6 +1,7 @@
 """Peers of one benchmark: a process each on the same cores, that take turns, so that a change of the machine's speed
 meets all of them."""
 
+import contextlib
 import multiprocessing
 import statistics
 import time
@@ -33,10 +34,11 @@ class Engine:
 
 def _serve(make: Callable, arguments: Sequence[Any], pipe) -> None:
     run = make(*arguments)
-    while (case := pipe.recv()) is not None:
-        began = time.perf_counter()
-        run(*case)
-        pipe.send((time.perf_counter() - began,))
+    with contextlib.suppress(EOFError):  # the benchmark itself has ended, by another engine's error
+        while (case := pipe.recv()) is not None:
+            began = time.perf_counter()
+            run(*case)
+            pipe.send((time.perf_counter() - began,))
 
 
 def in_turns(engines: dict[str, Engine], rounds: int, *case: Any) -> dict[str, list[float]]:

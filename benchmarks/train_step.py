@@ -7,14 +7,13 @@ cores, and they take turns. The bound is the step's FLOPs over what a matrix pro
 fastest of the engines. Quote the ratios, not the seconds.
 """
 
+import dataclasses
 import os
 import statistics
 
 from benchmarks.engines import Engine, in_turns, table_row
 from t5x_lite import config
 
-SIZES = {"small": (512, 6, 8, 1024), "base": (768, 12, 12, 2048)}  # d_model, heads, layers, d_ff of T5 v1.1
-_VOCABULARY = 32128
 _CORES = len(os.sched_getaffinity(0))
 _STEP, _PRODUCT = "step", "product"
 _SIDE = 4096
@@ -22,7 +21,7 @@ _SIDE = 4096
 
 def main(argv: list[str]) -> None:
     def flags(parser):
-        parser.add_argument("--size", choices=list(SIZES), default="small")
+        parser.add_argument("--size", choices=("small", "base"), default="small")
         parser.add_argument("--rows", type=int, default=8)
         parser.add_argument("--inputs", type=int, default=512)
         parser.add_argument("--targets", type=int, default=128)
@@ -46,25 +45,15 @@ def main(argv: list[str]) -> None:
     print(table_row("step, s", steps))
     print(f"{'peak memory, GB':20}" + "".join(f"{peak / 1e9:26.2f}" for peak in peaks.values()))
     fastest = min(map(min, products.values()))  # float32 in every engine
-    flops = args.rows * train_flops(model_config(args.size), args.inputs, args.targets)
+    flops = args.rows * train_flops(_model(args.size), args.inputs, args.targets)
     bound = flops * fastest / (2 * _SIDE**3)
     ours = statistics.median(next(iter(steps.values())))
     print(f"float32 matrix product {2e-9 * _SIDE**3 / fastest:.0f} GFLOP/s: bound {bound:.2f} s, x{ours / bound:.2f}")
 
 
-def model_config(size: str, dtype: str = "float32"):
-    from t5x_lite.model import T5Config
-
-    d, heads, layers, d_ff = SIZES[size]
-    return T5Config(
-        vocab_size=_VOCABULARY,
-        d_model=d,
-        num_heads=heads,
-        d_ff=d_ff,
-        num_encoder_layers=layers,
-        num_decoder_layers=layers,
-        dtype=dtype,
-    )
+def _model(size: str, dtype: str = "float32"):
+    config.load([f"gin/models/flan_t5_{size}.gin"])
+    return dataclasses.replace(config.build("T5Config"), dtype=dtype, dropout_rate=0.0)
 
 
 def _tokens(shape: tuple[int, int, int]):
@@ -88,7 +77,7 @@ def _t5x_lite(size: str, shape: tuple[int, int, int], dtype: str = "float32"):
     from t5x_lite.training.step import make_train_step
 
     model, rate, partitioner = (
-        model_config(size, dtype),
+        _model(size, dtype),
         learning_rate("constant", base_learning_rate=1e-3),
         make_partitioner(),
     )
@@ -122,20 +111,14 @@ def _torch(size: str, shape: tuple[int, int, int], autocast: bool = False):
     import torch
     import transformers
 
+    from t5x_lite.interop.hugging_face import write_config
+
     torch.set_num_threads(_CORES)
-    d, heads, layers, d_ff = SIZES[size]
-    settings = transformers.T5Config(
-        vocab_size=_VOCABULARY,
-        d_model=d,
-        d_kv=64,
-        d_ff=d_ff,
-        num_layers=layers,
-        num_heads=heads,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-    )
+    ours = _model(size)
+    settings = transformers.T5Config.from_dict(write_config(ours, "float32", {}) | {"dropout_rate": 0.0})
     model = transformers.T5ForConditionalGeneration(settings).train()
-    model.lm_head.weight = torch.nn.Parameter(torch.randn(_VOCABULARY, d) * d**-0.5)  # transformers 5 ties every T5
+    head = torch.randn(ours.vocab_rows, ours.d_model) * ours.d_model**-0.5
+    model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties every T5
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     inputs, targets = map(torch.tensor, _tokens(shape))
     side = torch.ones(_SIDE, _SIDE)

@@ -57,12 +57,12 @@ T5Config.num_decoder_layers = 1
 """
 
 
-# As a user's, but for the care that is taken in compiling (tests/conftest.py).
-ONE_DEVICE = {
-    **os.environ,
-    "PYTHONPATH": str(Path(__file__).parents[2]),
-    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
-}
+def one_device() -> dict[str, str]:
+    """The environment as a test has set it, as a user's but for the care taken in compiling (tests/conftest.py)."""
+    return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+    }
 
 
 def computed(line: dict) -> dict:
@@ -83,7 +83,7 @@ class Workplace:
         return subprocess.Popen(
             [sys.executable, "-m", f"t5x_lite.{door}", *arguments],
             cwd=self.path,
-            env=ONE_DEVICE,
+            env=one_device(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

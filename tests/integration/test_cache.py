@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.conftest import GIN, ONE_DEVICE, TASKS, Workplace
+from tests.integration.conftest import GIN, TASKS, Workplace, one_device
 
 WRITE = """
 import sys
@@ -44,7 +44,7 @@ def script(workplace, text, *arguments, status=0):
     done = subprocess.run(
         [sys.executable, "script.py", *arguments],
         cwd=workplace.path,
-        env=ONE_DEVICE,
+        env=one_device(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_bit_for_bit(cached, without_tensorflow, step):
     process = subprocess.Popen(
         [sys.executable, "script.py", *FLAGS, f"--gin.MODEL_DIR={run}"],
         cwd=cached.path,
-        env=ONE_DEVICE,
+        env=one_device(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
