@@ -65,7 +65,10 @@ def _tokens(shape: tuple[int, int, int]):
 
 
 def _t5x_lite(size: str, shape: tuple[int, int, int], dtype: str = "float32"):
+    from t5x_lite import allocator
+
     os.environ["JAX_PLATFORMS"] = "cpu"
+    allocator.keep_freed_memory()  # as `python -m t5x_lite.train` does
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -6,10 +6,12 @@ python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run
 import signal
 import sys
 
-from t5x_lite import config, doors
+from t5x_lite import allocator, config, doors
 
 
 def main(argv: list[str]) -> None:
+    allocator.keep_freed_memory()
+
     def flags(parser):
         parser.add_argument("--dry_run", action="store_true", help="print the plan and stop; writes nothing")
         parser.add_argument("--profile", metavar="START:STOP", help="trace the steps after START, up to STOP")
