@@ -41,11 +41,12 @@ from tasks import recommendation_wordings as wordings
 from tasks.recommendation_interests import Interest, common_interests, interests_of, phrases
 
 RATED_ITEMS = 20  # rated items in a prompt
-RATED_AHEAD = 8  # and in an answer
+RATED_AHEAD = 16  # and in an answer, of an index that writes several
 CANDIDATES = 20
 LOOKED_AT = 64  # items from a place on, of which those that fit an interest follow
 LIKED_FROM = 4  # of five stars
 STARS = ("1", "2", "3", "4", "5")
+ORDERS = 16  # of what was taken at one time
 AFTER_ONE = 8  # items that are similar to one: those taken soon after it
 EVALUATED_INTERESTS = 300  # questions of stated interests
 
@@ -84,11 +85,18 @@ def liked_and_disliked(knowledge: Knowledge, items: np.ndarray, ratings: np.ndar
     return {"liked": knowledge.text(recent[liked]), "disliked": knowledge.text(recent[~liked])}
 
 
-def windows(step: int) -> Iterator[tuple[int, np.ndarray, int]]:
-    """(user, their training items, a place among those): every `step`-th place of everybody's."""
-    for user, items in enumerate(data().split.train):
+def windows(step: int, rated: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(a user's training items, their ratings if `rated`, a place): every `step`-th place of everybody's.
+
+    Nothing tells the order of what was taken at one time, so it is another one in each of the windows that overlap.
+    """
+    split = data().split
+    ratings = ratings_of("train") if rated else split.train
+    for user, (items, values) in enumerate(zip(split.train, ratings, strict=True)):
+        orders = split.orders(user, ORDERS)
         for place in range(user % step, len(items), step):
-            yield user, items, place
+            order = orders[place % ORDERS]
+            yield items[order], values[order], place
 
 
 def ratings_of(part: str) -> Sequence[np.ndarray]:
@@ -112,7 +120,7 @@ def cases(part: str) -> Iterator[tuple[int, np.ndarray, int]]:
 
 def next_train() -> Iterable[Row]:
     knowledge, ahead = data().knowledge, data().ahead
-    for _, items, place in windows(1):
+    for items, _, place in windows(1):
         yield history(knowledge, items[:place]) | {"answer": knowledge.text(items[place : place + ahead])}
 
 
@@ -122,10 +130,10 @@ def next_held_out(part: str) -> Iterable[Row]:
 
 
 def rated_train() -> Iterable[Row]:
-    ratings, knowledge, ahead = ratings_of("train"), data().knowledge, data().ahead
-    for user, items, place in windows(3):
+    knowledge, ahead = data().knowledge, data().ahead
+    for items, ratings, place in windows(3, rated=True):
         following = knowledge.text(items[place : place + ahead])
-        yield liked_and_disliked(knowledge, items[:place], ratings[user][:place]) | {"answer": following}
+        yield liked_and_disliked(knowledge, items[:place], ratings[:place]) | {"answer": following}
 
 
 def rated_held_out(part: str) -> Iterable[Row]:
@@ -154,7 +162,7 @@ def interests_train(with_history: bool) -> Iterable[Row]:
             "MIXTURE_OR_TASK_NAME to recommend_histories, which needs none"
         )
     rng = random.Random(f"interests {with_history}")
-    for _, items, place in windows(2):
+    for items, _, place in windows(2):
         possible = of_item[items[place]]
         if not possible:
             continue
@@ -203,7 +211,7 @@ def popular(split: Split) -> list[int]:
 
 def choose_train() -> Iterable[Row]:
     knowledge, split, rng = data().knowledge, data().split, random.Random("candidates")
-    for _, items, place in windows(4):
+    for items, _, place in windows(4):
         among = candidates(split, items, items[place], rng)
         answer = {"candidates": knowledge.text(among), "answer": knowledge.text([items[place]])}
         yield history(knowledge, items[:place]) | answer
@@ -219,7 +227,7 @@ def choose_held_out(part: str) -> Iterable[Row]:
 
 def similar_train() -> Iterable[Row]:
     knowledge, ahead = data().knowledge, min(AFTER_ONE, data().ahead)
-    for _, items, place in windows(2):
+    for items, _, place in windows(2):
         if place + 1 < len(items):
             following = items[place + 1 : place + 1 + ahead]
             yield {"item": knowledge.text([items[place]]), "answer": knowledge.text(following)}
@@ -237,10 +245,10 @@ def yes_no(rating: float) -> str:
 
 
 def will_like_train() -> Iterable[Row]:
-    ratings, knowledge = ratings_of("train"), data().knowledge
-    for user, items, place in windows(3):
-        before = rated(knowledge.index, items[:place], ratings[user][:place])
-        yield {"rated": before, "item": knowledge.text([items[place]]), "answer": yes_no(ratings[user][place])}
+    knowledge = data().knowledge
+    for items, ratings, place in windows(3, rated=True):
+        before = rated(knowledge.index, items[:place], ratings[:place])
+        yield {"rated": before, "item": knowledge.text([items[place]]), "answer": yes_no(ratings[place])}
 
 
 def will_like_held_out(part: str) -> Iterable[Row]:
@@ -253,12 +261,10 @@ def will_like_held_out(part: str) -> Iterable[Row]:
 
 def rating_train() -> Iterable[Row]:
     """Rated items, one more, and as the answer its stars, the next item, its stars, and so on: many ratings a row."""
-    ratings, knowledge = ratings_of("train"), data().knowledge
-    for user, items, place in windows(1):
-        stars_of, end = ratings[user], place + RATED_AHEAD
-        following = (
-            rated(knowledge.index, items[place + 1 : end], stars_of[place + 1 : end]) if place + 1 < len(items) else ""
-        )
+    knowledge, ahead = data().knowledge, min(RATED_AHEAD, data().ahead)
+    for items, stars_of, place in windows(1, rated=True):
+        after = slice(place + 1, place + ahead)
+        following = rated(knowledge.index, items[after], stars_of[after]) if len(items[after]) else ""
         yield {
             "rated": rated(knowledge.index, items[:place], stars_of[:place]),
             "item": knowledge.text([items[place]]),
@@ -268,9 +274,9 @@ def rating_train() -> Iterable[Row]:
 
 def rating_held_out(part: str) -> Iterable[Row]:
     """As in training: asked for an item of some time ago, the decoder has rated the ones up to the target."""
-    ratings, knowledge = ratings_of(part), data().knowledge
+    ratings, knowledge, ahead = ratings_of(part), data().knowledge, min(RATED_AHEAD, data().ahead)
     for user, items, target in cases(part):
-        stars_of, first = ratings[user], max(len(items) - RATED_AHEAD + 1, 0)
+        stars_of, first = ratings[user], max(len(items) - ahead + 1, 0)
         row = {
             "rated": rated(knowledge.index, items[:first], stars_of[:first]),
             "answer": whole_stars(stars_of[len(items)]),
@@ -278,13 +284,9 @@ def rating_held_out(part: str) -> Iterable[Row]:
         if first == len(items):
             yield row | {"item": knowledge.text([target]), "prefix": ""}
             continue
-        between = (
-            rated(knowledge.index, items[first + 1 :], stars_of[first + 1 : len(items)])
-            if first + 1 < len(items)
-            else ""
-        )
-        before_title = " " if knowledge.index.kind == "title" else ""
-        prefix = whole_stars(stars_of[first]) + between + before_title + knowledge.text([target])
+        after = slice(first + 1, len(items))
+        between = rated(knowledge.index, items[after], stars_of[after]) if len(items[after]) else ""
+        prefix = whole_stars(stars_of[first]) + between + knowledge.text([target])
         yield row | {"item": knowledge.text([items[first]]), "prefix": prefix}
 
 
@@ -366,8 +368,8 @@ register("about_item", of_items("about"), wordings.ABOUT_ITEM, [exact_match])
 
 # How often each is drawn: the next item is what a recommender is for.
 HISTORIES = {"next": 10.0, "choose": 0.5, "similar": 0.5}
-ATTRIBUTES = {"history_interests": 3.0, "interests": 3.0, "item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
-RATINGS = {"rated": 1.0, "rating": 3.0, "will_like": 0.5}
+ATTRIBUTES = {"history_interests": 4.0, "interests": 5.0, "item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
+RATINGS = {"rated": 1.0, "rating": 4.0, "will_like": 0.5}
 
 for _mixture, _rates in (
     ("recommend", HISTORIES | ATTRIBUTES | RATINGS),

@@ -54,7 +54,7 @@ def recommendation_data(
     index: str = "token",
     split: str = "leave_one_out",
     min_interactions: int = 5,
-    recent: int = 8,
+    recent: int = 12,
     longest: int = 30,
 ) -> RecommendationData:
     """`dataset` is "ml-100k" or a path that `open_dataset` knows; `min_interactions` cuts it to that core, 0 to none.

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from t5x_lite.errors import UserError
 from t5x_lite.recommendation.interactions import Dataset
@@ -27,7 +27,7 @@ class Cases:
 class Split:
     """`train` has for each user the items that training may see, in the order of time; possibly none.
 
-    `train_ratings` are those of `train`, or None.
+    `train_ratings` and `train_times` are those of `train`, or None.
     """
 
     num_items: int
@@ -35,6 +35,7 @@ class Split:
     validation: Cases
     test: Cases
     train_ratings: list[Float32[np.ndarray, "L"]] | None = None
+    train_times: list[Int64[np.ndarray, "L"]] | None = None
 
     @functools.cached_property
     def cold(self) -> Bool[np.ndarray, "N"]:
@@ -43,6 +44,13 @@ class Split:
         for items in self.train:
             cold[items] = False
         return cold
+
+    def orders(self, user: int, count: int) -> list[Int64[np.ndarray, "L"]]:
+        """`count` orders of a user's train items in which those of one time are shuffled among themselves."""
+        if self.train_times is None:
+            return [np.arange(len(self.train[user]))] * count
+        times, rng = self.train_times[user], np.random.default_rng(user)
+        return [np.lexsort((rng.random(len(times)), times)) for _ in range(count)]
 
 
 def leave_one_out(dataset: Dataset) -> Split:
@@ -107,4 +115,5 @@ def _split(
         validation=cases(validation),
         test=cases(test),
         train_ratings=None if ratings is None else train(ratings),
+        train_times=train(dataset.by_user(dataset.interactions.time)),
     )

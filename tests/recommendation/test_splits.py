@@ -1,5 +1,6 @@
 """Splits of a dataset that fits on a page."""
 
+import itertools
 import re
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_items_that_training_never_sees_are_cold():
 def test_ratings_go_with_the_training_items():
     assert lists(leave_one_out(dataset(SEQUENCES)).train_ratings) == [[0, 10], [40, 50], [0], [30]]
     assert leave_one_out(dataset(SEQUENCES, ratings=False)).train_ratings is None
+
+
+def test_orders_shuffle_what_was_taken_at_one_time_and_nothing_else():
+    split = leave_one_out(dataset([[(0, 1), (1, 2), (2, 2), (3, 2), (4, 3), (5, 4), (0, 5)], [(1, 1)]]))
+    orders = [tuple(split.train[0][order].tolist()) for order in split.orders(0, 60)]
+    assert set(orders) == {(0, *middle, 4) for middle in itertools.permutations((1, 2, 3))}
+    assert lists(split.orders(0, 60)) == lists(split.orders(0, 60))
+    assert lists(split.orders(1, 2)) == [[0], [0]]
 
 
 def test_all_users_are_cut_at_the_same_times():

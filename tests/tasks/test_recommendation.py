@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import itertools
 import re
 
 import numpy as np
@@ -33,7 +34,13 @@ def rating_of(user, place):
     return 1 + (user + 2 * place) % 5
 
 
-def write(folder, *, ratings=True, attributes=True, item=item_of, rating=rating_of, items=ITEMS, places=PLACES):
+def time_of(user, place):
+    return 100 * place + user
+
+
+def write(
+    folder, *, ratings=True, attributes=True, item=item_of, rating=rating_of, items=ITEMS, places=PLACES, time=time_of
+):
     """interactions.csv and items.csv: everybody takes their first item, then everybody the second, ..."""
     folder.mkdir()
     with (folder / "items.csv").open("w", newline="") as file:
@@ -48,7 +55,7 @@ def write(folder, *, ratings=True, attributes=True, item=item_of, rating=rating_
         for place in places:
             for user in range(USERS):
                 stars = [rating(user, place)] if ratings else []
-                lines.writerow([f"u{user}", f"i{item(user, place)}", 100 * place + user, *stars])
+                lines.writerow([f"u{user}", f"i{item(user, place)}", time(user, place), *stars])
     return folder
 
 
@@ -130,6 +137,26 @@ def test_our_data_is_split_alike_by_leaving_out_and_by_time(data):
         assert [len(items) for items in split.train] == [KNOWN] * USERS
         assert split.validation.target.tolist() == [item_of(user, KNOWN) for user in range(USERS)]
         assert split.test.target.tolist() == [item_of(user, KNOWN + 1) for user in range(USERS)]
+
+
+def test_windows_show_what_was_taken_at_one_time_in_several_orders(given, tmp_path):
+    """Two items a day here; each stays with its stars."""
+    given(write(tmp_path / "days", time=lambda user, place: place // 2))
+    place_of = [{item_of(user, place): place for place in PLACES} for user in range(USERS)]
+    seen = collections.defaultdict(set)
+    for (user, place), row in zip(windows(1), rows("next", "train"), strict=True):
+        places = [place_of[user][item] for item in items_in(row["answer"])]
+        assert len(places) == KNOWN - place
+        days = [each // 2 for each in places]
+        assert days == sorted(days)
+        for first, second in itertools.pairwise(places):
+            if first // 2 == second // 2:
+                seen[user, first // 2].add(first < second)
+    assert sum(len(orders) == 2 for orders in seen.values()) > len(seen) / 2
+    for (user, _), row in zip(windows(1), rows("rating", "train"), strict=True):
+        text = row["rated"] + row["item"] + row["answer"]
+        stars = {int(item): int(star) for item, star in re.findall(r"<item_(\d+)>(\d)", text)}
+        assert stars and stars == {item: rating_of(user, place_of[user][item]) for item in stars}
 
 
 # What comes next
@@ -256,6 +283,13 @@ def test_a_held_out_rating_comes_where_training_has_the_last_of_an_answer(data, 
         assert row["item"] == text([item_of(user, first)])
         assert row["prefix"] + row["answer"] == str(rating_of(user, first)) + stars(user, first + 1, place + 1)
         assert row["answer"] == str(rating_of(user, place))
+
+
+def test_titles_end_their_text_so_one_rating_is_asked_at_a_time(given, folder):
+    given(folder, index="title")
+    assert {row["answer"] for row in rows("rating", "train")} <= set(tasks.STARS)
+    for row in rows("rating", "validation"):
+        assert row["answer"] in tasks.STARS and not row["prefix"]
 
 
 def test_labels_are_those_of_the_rows(data):
