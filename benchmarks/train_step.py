@@ -29,11 +29,16 @@ def main(argv: list[str]) -> None:
         parser.add_argument("--engine", action="append", choices=list(ENGINES), help="default: all")
 
     args = config.parse_flags(argv, __doc__, flags)
+    from t5x_lite.interop.hugging_face import write_config
     from t5x_lite.model.flops import train_flops
 
     shape = args.rows, args.inputs, args.targets
+    theirs = write_config(_model(args.size), "float32", {}) | {"dropout_rate": 0.0}
     chosen = {name: ENGINES[name] for name in args.engine or ENGINES}
-    engines = {name: Engine(make, args.size, shape) for name, make in chosen.items()}
+    engines = {
+        name: Engine(make, theirs if name.startswith("transformers") else args.size, shape)
+        for name, make in chosen.items()
+    }
     steps = in_turns(engines, args.rounds, _STEP)
     peaks = {name: engine.peak_bytes() for name, engine in engines.items()}
     products = in_turns(engines, args.rounds, _PRODUCT)
@@ -65,10 +70,10 @@ def _tokens(shape: tuple[int, int, int]):
 
 
 def _t5x_lite(size: str, shape: tuple[int, int, int], dtype: str = "float32"):
-    from t5x_lite import allocator
+    from t5x_lite import host
 
     os.environ["JAX_PLATFORMS"] = "cpu"
-    allocator.keep_freed_memory()  # as `python -m t5x_lite.train` does
+    host.keep_freed_memory()  # as `python -m t5x_lite.train` does
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -110,17 +115,13 @@ def _t5x_lite(size: str, shape: tuple[int, int, int], dtype: str = "float32"):
     return run
 
 
-def _torch(size: str, shape: tuple[int, int, int], autocast: bool = False):
+def _torch(settings: dict, shape: tuple[int, int, int], autocast: bool = False):
     import torch
     import transformers
 
-    from t5x_lite.interop.hugging_face import write_config
-
     torch.set_num_threads(_CORES)
-    ours = _model(size)
-    settings = transformers.T5Config.from_dict(write_config(ours, "float32", {}) | {"dropout_rate": 0.0})
-    model = transformers.T5ForConditionalGeneration(settings).train()
-    head = torch.randn(ours.vocab_rows, ours.d_model) * ours.d_model**-0.5
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config.from_dict(settings)).train()
+    head = torch.randn(settings["vocab_size"], settings["d_model"]) * settings["d_model"] ** -0.5
     model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties every T5
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     inputs, targets = map(torch.tensor, _tokens(shape))
@@ -140,8 +141,8 @@ def _torch(size: str, shape: tuple[int, int, int], autocast: bool = False):
     return run
 
 
-def _torch_bfloat16(size: str, shape: tuple[int, int, int]):
-    return _torch(size, shape, autocast=True)
+def _torch_bfloat16(settings: dict, shape: tuple[int, int, int]):
+    return _torch(settings, shape, autocast=True)
 
 
 def _t5x_lite_bfloat16(size: str, shape: tuple[int, int, int]):

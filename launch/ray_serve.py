@@ -50,11 +50,12 @@ def application(arguments: Mapping[str, str]) -> Any:
 
     def app():
         """Made in each replica, which serves no request before."""
+        from t5x_lite import host
+
+        host.keep_compiled_programs(on_accelerators=True)
         from t5x_lite.serving.app import create_app
         from t5x_lite.serving.served import Served
-        from t5x_lite.serving.server import keep_compiled_programs
 
-        keep_compiled_programs()
         return create_app(settings, served=Served.prepare(settings))
 
     deployment = serve.deployment(serve.ingress(app)()).options(

@@ -6,7 +6,7 @@ python -m t5x_lite.evaluate --model_dir=runs/recommend --split=test --sasrec --r
 A run that recommends is then compared with counting, and with SASRec if asked, on the same questions.
 """
 
-from t5x_lite import config, doors
+from t5x_lite import config, doors, host
 
 
 def main(argv: list[str]) -> None:
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
         doors.process_flags(parser)
 
     args = config.parse_flags(argv, __doc__, flags)
+    host.keep_compiled_programs()
     config.load_run(args.model_dir)
     from t5x_lite import processes
     from t5x_lite.training import evaluation

@@ -6,7 +6,7 @@ python -m t5x_lite.infer --model_dir=runs/qa --input=questions.jsonl --output=an
 python -m t5x_lite.infer --model_dir=runs/qa --mode=score --prompt "What is the capital of Japan?" --target Tokyo
 """
 
-from t5x_lite import doors
+from t5x_lite import doors, host
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
         doors.process_flags(parser)
 
     args = doors.parse_flags(argv, __doc__, flags)
+    host.keep_compiled_programs()
     from t5x_lite.decoding import jobs
 
     jobs.infer(**vars(args))

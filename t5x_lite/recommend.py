@@ -6,7 +6,7 @@ python -m t5x_lite.recommend --model_dir=runs/recommend --input=users.jsonl --ou
 python -m t5x_lite.recommend --model_dir=runs/recommend --interests "comedies of the 1990s" --filter "year>=1995" --json
 """
 
-from t5x_lite import doors
+from t5x_lite import doors, host
 from t5x_lite.errors import UserError
 
 
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
         doors.process_flags(parser)
 
     args = doors.parse_flags(argv, __doc__, flags)
+    host.keep_compiled_programs()
     if args.input or args.output:
         return _for_many(args)
     from t5x_lite.recommendation import printing

@@ -4,9 +4,7 @@ python -m t5x_lite.serve --model_dir=runs/recommend --port=8000
 curl localhost:8000/v1/recommend -H 'Content-Type: application/json' -d '{"history": ["Toy Story"], "k": 5}'
 """
 
-import os
-
-from t5x_lite import doors
+from t5x_lite import doors, host
 from t5x_lite.errors import UserError
 
 
@@ -29,9 +27,7 @@ def main(argv: list[str]) -> None:
         add("--cors_origin", action="append", default=[], help="repeatable: a site whose pages may ask")
 
     args = doors.parse_flags(argv, __doc__, flags)
-    # Before JAX is imported: of each program that was kept XLA says in two thousand characters that this machine lacks
-    # "prefer-no-gather", which is a choice of its compiler and nothing of a machine.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    host.keep_compiled_programs(on_accelerators=True)
     try:
         from t5x_lite.serving import server
         from t5x_lite.serving.settings import Settings, read_secret

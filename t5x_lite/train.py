@@ -6,11 +6,12 @@ python -m t5x_lite.train --gin_file=gin/qa.gin [--gin.NAME=VALUE ...] [--dry_run
 import signal
 import sys
 
-from t5x_lite import allocator, config, doors
+from t5x_lite import config, doors, host
 
 
 def main(argv: list[str]) -> None:
-    allocator.keep_freed_memory()
+    host.keep_freed_memory()
+    host.keep_compiled_programs()  # reading gin files imports JAX
 
     def flags(parser):
         parser.add_argument("--dry_run", action="store_true", help="print the plan and stop; writes nothing")

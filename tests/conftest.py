@@ -20,6 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's models here are tiny: its threads cost more than they do
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests kill commands, and a program half kept is a warning
+
 # PyTorch loads it late, and where TensorFlow was loaded before, that is a segmentation fault.
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401

@@ -16,11 +16,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from t5x_lite.model.attention import MASKED, attend
 from t5x_lite.model.axes import constrain
 from t5x_lite.model.config import T5Config
-
-# Finite, so that a query with nothing to look at (padding) gets a mean and not NaN.
-_MASKED = -1e10
 
 _ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
@@ -71,25 +69,6 @@ def dropout(
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def attend(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B S H K"],
-    v: Float[Array, "B S H K"],
-    bias: Float[Array, "1 H T S"] | None,
-    mask: Bool[Array, "#B 1 #T S"],
-) -> Float[Array, "B T H K"]:
-    """Attention without scaling; scores, bias and softmax in float32.
-
-    The one place where attention kernels may be exchanged. Bias and mask stay apart because their sum would
-    be as large as the scores: B times the bias.
-    """
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        scores = scores + bias
-    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
-
-
 def remember(kv: KV) -> Memory:
     """Lays keys and values out for decoding, once for all of its steps."""
     return Memory(kv.key.transpose(0, 2, 3, 1), kv.value.transpose(0, 2, 1, 3))
@@ -105,7 +84,7 @@ def recall(
     scores = jnp.einsum("bwhk,bhks->bhws", q, memory.key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
-    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
     return jnp.einsum("bhws,bhsk->bwhk", weights.astype(memory.value.dtype), memory.value)
 
 

@@ -1,15 +1,13 @@
-"""The process: logs, compiled programs that outlive it, and an end that lets requests finish."""
+"""The process: logs, and an end that lets requests finish."""
 
 import logging
 import signal
 import sys
 import threading
 
-import jax
 import uvicorn
 
 from t5x_lite.errors import UserError
-from t5x_lite.files import cache_folder
 from t5x_lite.serving.app import create_app
 from t5x_lite.serving.protocol import BoundedHeaders
 from t5x_lite.serving.settings import Settings
@@ -25,7 +23,6 @@ def run(settings: Settings, *, host: str, port: int, drain: float) -> None:
     UserError where the run folder cannot be served, or the port is taken.
     """
     _set_up_logs()
-    keep_compiled_programs()
     sys.setswitchinterval(_SWITCH_SECONDS)
     server: _Server | None = None
     refusals: list[UserError] = []
@@ -91,11 +88,3 @@ def _set_up_logs() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("t5x_lite.decoding").setLevel(logging.ERROR)  # its warnings are in the answers
-
-
-def keep_compiled_programs() -> None:
-    """In the user's cache, or where JAX_COMPILATION_CACHE_DIR says: a server that starts again compiles nothing."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -52,6 +52,13 @@ def cross_entropy(
     return Losses(
         cross_entropy=jnp.sum(loss * weights),
         z_loss=jnp.sum(z_loss * log_z**2 * weights),
-        correct=jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights),
+        correct=jnp.sum((_best(logits) == targets) * weights),
         weight=jnp.sum(weights),
     )
+
+
+def _best(logits: Float[Array, "B T V"]) -> Int[Array, "B T"]:
+    """As argmax, the first of the highest, in plain minima and maxima: XLA on CPU does not vectorise argmax."""
+    highest = jnp.max(jax.lax.stop_gradient(logits), axis=-1, keepdims=True)
+    size = logits.shape[-1]
+    return jnp.min(jnp.where(logits == highest, jnp.arange(size), size), axis=-1)

@@ -1,6 +1,7 @@
 """train, infer, evaluate, inspect: a user's own tasks, end to end, and what is said when something is wrong."""
 
 import json
+import shutil
 
 import pytest
 
@@ -42,6 +43,22 @@ def test_infer_warns_of_characters_that_the_vocabulary_lacks(trained):
     _, err = workplace.run("infer", "--model_dir=run", "--prompt", "日本の首都は?")
     assert "86% of the prompt's characters are not in this model's vocabulary" in err and "日" in err
     assert "google/mt5-small" in err and "google/byt5-small" in err
+
+
+@pytest.mark.slow
+def test_what_each_command_compiles_is_kept_for_the_next(workplace, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    kept = [0]
+    for _ in range(2):
+        workplace.train("--gin.MODEL_DIR=kept", "--gin.TRAIN_STEPS=3")
+        for door in (["infer", "--prompt=1 plus 2?"], ["evaluate"]):
+            workplace.run(door[0], "--model_dir=kept", *door[1:])
+            kept.append(len(list(tmp_path.glob("t5x_lite/compiled/*/*-cache"))))
+        shutil.rmtree(workplace.path / "kept")
+    first, second, *again = kept[1:]
+    assert 0 < first < second and set(again) == {second}
+    assert any("jit_step" in path.name for path in tmp_path.rglob("*-cache"))
 
 
 def test_evaluate_scores_a_moved_run_folder(trained):

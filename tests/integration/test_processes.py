@@ -100,6 +100,7 @@ def wait_for_step(run: Path, step: int, started: list[subprocess.Popen]) -> None
 def programs(tmp_path_factory):
     """What one run compiles the next need not: it is most of the time of so small ones."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield

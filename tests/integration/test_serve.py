@@ -46,6 +46,7 @@ def server(folder, cache, *flags):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "t5x_lite.serve", f"--model_dir={folder}", f"--port={port}", "--max_batch=2"]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "T5X_LITE_ADMIN_TOKEN": TOKEN}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     process = subprocess.Popen(
         [*command, "--max_k=10", *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -10,7 +10,6 @@ from t5x_lite.model.layers import (
     Attention,
     Initializer,
     RelativeBias,
-    attend,
     dropout,
     relative_buckets,
     rms_norm,
@@ -70,48 +69,6 @@ def test_bias_is_the_table_at_the_bucket_of_each_pair(bidirectional, length):
         for first in range(length - count + 1):
             rows = bias.rows(jnp.array(first), count, length)
             np.testing.assert_array_equal(rows[0], expected[:, first : first + count])
-
-
-def test_attend_by_hand():
-    """Equal scores give the mean of what the mask lets through; a bias of ln 3 makes 3 parts of 1."""
-    q = jnp.zeros((1, 1, 1, 2))
-    k = jnp.ones((1, 3, 1, 2))
-    v = jnp.array([[1.0, 0.0], [5.0, 4.0], [100.0, 100.0]])[None, :, None]
-    mask = jnp.array([True, True, False])[None, None, None]
-    np.testing.assert_allclose(attend(q, k, v, None, mask)[0, 0, 0], [3.0, 2.0], rtol=1e-6)
-    bias = jnp.array([0.0, jnp.log(3.0), 7.0])[None, None, None]
-    np.testing.assert_allclose(attend(q, k, v, bias, mask)[0, 0, 0], [4.0, 3.0], rtol=1e-6)
-
-
-def test_attend_does_not_scale_scores():
-    q, k = jnp.full((1, 1, 1, 4), 1.0), jnp.stack([jnp.full((4,), 0.5), jnp.zeros(4)])[None, :, None]
-    v = jnp.array([1.0, 0.0])[None, :, None, None]
-    weight = attend(q, k, v, None, jnp.ones((1, 1, 1, 2), bool)).item()
-    np.testing.assert_allclose(weight, 1 / (1 + np.exp(-2.0)), rtol=1e-6)
-
-
-def test_attend_with_nothing_to_see_is_finite():
-    x = jnp.ones((1, 2, 1, 3))
-    out, grad = jax.value_and_grad(lambda x: attend(x, x, x, None, jnp.zeros((1, 1, 1, 2), bool)).sum())(x)
-    assert np.isfinite(out)
-    assert np.isfinite(grad).all()
-
-
-def test_attend_gradient_of_the_bias_against_differences():
-    """Some kernels have returned zeros for a bias that is broadcast over the batch."""
-    keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v, weight = (jax.random.normal(key, (2, 3, 2, 4)) for key in keys[:4])
-    bias = jax.random.normal(keys[4], (1, 2, 3, 3))
-    mask = jnp.tril(jnp.ones((3, 3), bool))[None, None]
-
-    def loss(bias):
-        return jnp.sum(attend(q, k, v, bias, mask) * weight)
-
-    grad = jax.grad(loss)(bias)
-    direction = jax.random.normal(jax.random.key(9), bias.shape)
-    slope = (loss(bias + 1e-2 * direction) - loss(bias - 1e-2 * direction)) / 2e-2
-    np.testing.assert_allclose(jnp.sum(grad * direction), slope, rtol=2e-3)
-    assert (grad[0, :, 0, 1:] == 0).all()
 
 
 def test_dropout_is_off_without_key_or_rate():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite import config as gin_config
-from t5x_lite.model import T5Config
+from t5x_lite.model import T5Config, attention
 from t5x_lite.partitioning import Partitioner, make_partitioner
 from t5x_lite.training.optimizers import adafactor, adamw, adamw_rms_scaled
 from t5x_lite.training.schedules import learning_rate
@@ -74,6 +74,16 @@ def on_one_device():
 def test_the_same_losses_on_eight_devices(preset, on_one_device):
     gin_config.load([f"gin/meshes/{preset}.gin"])
     found, _ = losses(gin_config.build("Partitioner"))
+    np.testing.assert_allclose(found, on_one_device[0], rtol=2e-4)
+
+
+@pytest.mark.parametrize("layout", [{}, {"scan_layers": True, "remat": "full"}], ids=["plain", "scan and remat"])
+def test_attention_in_parts_of_the_batch_leaves_losses_as_they_are(on_one_device, monkeypatch, layout):
+    parts, in_parts = [], attention._attend_in_parts
+    monkeypatch.setattr(attention, "_CACHED", 1)
+    monkeypatch.setattr(attention, "_attend_in_parts", lambda *args: parts.append(args[-1]) or in_parts(*args))
+    found, _ = losses(ONE, dataclasses.replace(CONFIG, **layout))
+    assert set(parts) == {16}
     np.testing.assert_allclose(found, on_one_device[0], rtol=2e-4)
 
 
