@@ -40,12 +40,13 @@ from t5x_lite.recommendation.task_metrics import choice_auc, ranking, share_acce
 from tasks import recommendation_wordings as wordings
 from tasks.recommendation_interests import Interest, common_interests, interests_of, phrases
 
-RATED_ITEMS = 20  # rated items in a prompt
-RATED_AHEAD = 16  # and in an answer, of an index that writes several
+RATED_ITEMS = 30  # rated items in a prompt
+RATED_AHEAD = 24  # and in an answer, of an index that writes several
+KEPT_RATINGS = (0.5, 1.0)  # least and most of a user's that a row of training is made of
 CANDIDATES = 20
 LOOKED_AT = 64  # items from a place on, of which those that fit an interest follow
 LIKED_FROM = 4  # of five stars
-STARS = ("1", "2", "3", "4", "5")
+STARS = ("one", "two", "three", "four", "five")  # a word is one piece; of a digit SentencePiece parts the blank
 ORDERS = 16  # of what was taken at one time
 AFTER_ONE = 8  # items that are similar to one: those taken soon after it
 EVALUATED_INTERESTS = 300  # questions of stated interests
@@ -73,7 +74,7 @@ def question(knowledge: Knowledge, items: np.ndarray, target: int) -> Row:
 
 
 def rated(index: ItemIndex, items: Sequence[int], ratings: Sequence[float]) -> str:
-    """Items with their stars: '<item_3>5<item_9>2'."""
+    """Items with their stars: '<item_3>five<item_9>two'."""
     form = " {} {};" if index.kind == "title" else "{}{}"
     pairs = zip(items[-RATED_ITEMS:], ratings[-RATED_ITEMS:], strict=True)
     return "".join(form.format(index.texts[item], whole_stars(rating)) for item, rating in pairs) or "nothing"
@@ -260,9 +261,16 @@ def will_like_held_out(part: str) -> Iterable[Row]:
 
 
 def rating_train() -> Iterable[Row]:
-    """Rated items, one more, and as the answer its stars, the next item, its stars, and so on: many ratings a row."""
-    knowledge, ahead = data().knowledge, min(RATED_AHEAD, data().ahead)
+    """Rated items, one more, and as the answer its stars, the next item, its stars, and so on: many ratings a row.
+
+    Of a drawn half to all of a user's ratings: by all of them a model would know the user, and learn answers by heart.
+    """
+    knowledge, ahead = data().knowledge, RATED_AHEAD if data().ahead > 1 else 1
+    rng = np.random.default_rng(0)
     for items, stars_of, place in windows(1, rated=True):
+        kept = rng.random(len(items)) < rng.uniform(*KEPT_RATINGS)
+        kept[place] = True
+        items, stars_of, place = items[kept], stars_of[kept], int(kept[:place].sum())
         after = slice(place + 1, place + ahead)
         following = rated(knowledge.index, items[after], stars_of[after]) if len(items[after]) else ""
         yield {
@@ -274,7 +282,7 @@ def rating_train() -> Iterable[Row]:
 
 def rating_held_out(part: str) -> Iterable[Row]:
     """As in training: asked for an item of some time ago, the decoder has rated the ones up to the target."""
-    ratings, knowledge, ahead = ratings_of(part), data().knowledge, min(RATED_AHEAD, data().ahead)
+    ratings, knowledge, ahead = ratings_of(part), data().knowledge, RATED_AHEAD if data().ahead > 1 else 1
     for user, items, target in cases(part):
         stars_of, first = ratings[user], max(len(items) - ahead + 1, 0)
         row = {
@@ -359,7 +367,7 @@ register(
     "rating",
     held_out(rating_train, rating_held_out),
     wordings.RATING,
-    [stars],
+    [stars(STARS)],
     answer_with=Labels(STARS),
 )
 register("item_of_title", of_items("item"), wordings.ITEM_OF_TITLE, [ranking], answer_with=BestItems())
@@ -368,8 +376,8 @@ register("about_item", of_items("about"), wordings.ABOUT_ITEM, [exact_match])
 
 # How often each is drawn: the next item is what a recommender is for.
 HISTORIES = {"next": 10.0, "choose": 0.5, "similar": 0.5}
-ATTRIBUTES = {"history_interests": 4.0, "interests": 5.0, "item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
-RATINGS = {"rated": 1.0, "rating": 4.0, "will_like": 0.5}
+ATTRIBUTES = {"history_interests": 4.0, "interests": 4.0, "item_of_title": 0.5, "title_of_item": 0.5, "about_item": 1.0}
+RATINGS = {"rated": 1.0, "rating": 10.0, "will_like": 0.5}
 
 for _mixture, _rates in (
     ("recommend", HISTORIES | ATTRIBUTES | RATINGS),

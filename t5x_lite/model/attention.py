@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from t5x_lite.model.products import on_one_cpu
+
 # Finite, so that a query with nothing to look at (padding) gets a mean and not NaN.
 MASKED = -1e10
 
@@ -45,8 +47,7 @@ def _scores(q: Array, k: Array, bias: Array | None, mask: Array) -> Float[Array,
 
 def _parts(batch: int, queries: int, heads: int, keys: int) -> int:
     """In how many equal parts of the batch: 1 but on a mesh of one CPU, since parts of a batch lie on other devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size != 1 or mesh.abstract_device is None or mesh.abstract_device.platform != "cpu":
+    if not on_one_cpu():
         return 1
     least = max(1, min(batch, -(-batch * heads * queries * keys * 4 // _CACHED)))
     return next(count for count in range(least, batch + 2) if batch % count == 0)
@@ -79,11 +80,16 @@ def _forward(
         highest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        return jnp.einsum("bhts,bshk->bthk", (weights / total).astype(v.dtype), v), highest, total
+        return _product("bhts,bshk->bthk", (weights / total).astype(v.dtype), v), highest, total
 
     found = jax.lax.map(part, _split((q, k, v, mask), count))
     kept = _Kept(q, k, v, mask, *_join(found))
     return kept.out, (kept, bias)
+
+
+def _product(axes: str, a: Array, b: Array) -> Array:
+    """By way of float32, without which XLA on CPU is slow in bfloat16 (products.py)."""
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32).astype(b.dtype)
 
 
 def _backward(count: int, residuals: tuple[_Kept, Array | None], d_out: Array) -> tuple[Array | None, ...]:
@@ -99,9 +105,9 @@ def _backward(count: int, residuals: tuple[_Kept, Array | None], d_out: Array) -
         if bias is not None:
             d_bias = d_bias + jnp.sum(d_scores, axis=0, keepdims=True)
         d_scores = d_scores.astype(q.dtype)
-        d_q = jnp.einsum("bhts,bshk->bthk", d_scores, k)
-        d_k = jnp.einsum("bhts,bthk->bshk", d_scores, q)
-        d_v = jnp.einsum("bhts,bthk->bshk", weights.astype(v.dtype), d_out)
+        d_q = _product("bhts,bshk->bthk", d_scores, k)
+        d_k = _product("bhts,bthk->bshk", d_scores, q)
+        d_v = _product("bhts,bthk->bshk", weights.astype(v.dtype), d_out)
         return d_bias, (d_q, d_k, d_v)
 
     none_yet = None if bias is None else jnp.zeros(bias.shape, jnp.float32)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from t5x_lite.model.attention import MASKED, attend
 from t5x_lite.model.axes import constrain
 from t5x_lite.model.config import T5Config
+from t5x_lite.model.products import product
 
 _ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
@@ -164,17 +165,16 @@ class Dense(nnx.Module):
         self.contracted = contracted
         self.lora_scale: float | None = None
 
-    def __call__(self, x: Array, preferred_element_type: str | None = None) -> Array:
-        """As one product of two matrices: XLA on CPU copies the activations of anything else in the backward pass."""
-        kernel = self.kernel[...].astype(x.dtype)
+    def __call__(self, x: Array, float32: bool = False) -> Array:
+        kernel = self.kernel[...]
         inputs = math.prod(kernel.shape[: self.contracted])
-        rows = x.reshape(-1, inputs)
-        product = jnp.dot(rows, kernel.reshape(inputs, -1), preferred_element_type=preferred_element_type)
+        rows = x.reshape(*x.shape[: x.ndim - self.contracted], inputs)
+        out = product(rows, kernel.reshape(inputs, -1), float32)
         if self.lora_scale is not None:
             # Through the rank, so that no gradient as large as the kernel is ever computed.
-            a, b = (factor[...].astype(x.dtype) for factor in (self.lora_a, self.lora_b))
-            product += self.lora_scale * jnp.dot(jnp.dot(rows, a.reshape(inputs, -1)), b.reshape(b.shape[0], -1))
-        return product.reshape(*x.shape[: x.ndim - self.contracted], *kernel.shape[self.contracted :])
+            a, b = self.lora_a[...], self.lora_b[...]
+            out += self.lora_scale * product(product(rows, a.reshape(inputs, -1)), b.reshape(b.shape[0], -1))
+        return out.reshape(*rows.shape[:-1], *kernel.shape[self.contracted :])
 
 
 class Norm(nnx.Module):

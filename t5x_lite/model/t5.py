@@ -391,7 +391,7 @@ class T5(nnx.Module):
             rows = (x * self.config.d_model**-0.5).reshape(-1, self.config.d_model)
             logits = jnp.dot(rows, table.T, preferred_element_type=jnp.float32).reshape(*x.shape[:2], -1)
         else:
-            logits = self.decoder.logits_dense(x, preferred_element_type="float32")
+            logits = self.decoder.logits_dense(x, float32=True)
         # The rows that pad the table are no tokens: cut here, no softmax outside can give them weight.
         return constrain(logits, "batch", "length", "vocab")[..., : self.config.vocab_size]
 

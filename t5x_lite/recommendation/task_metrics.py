@@ -3,7 +3,7 @@
 Predictions are lists of items' texts, best first, or labels whose probabilities stand in `aux_values["scores"]`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,15 @@ def choice_auc(targets: Answers, predictions: Sequence[str], aux_values: Mapping
     return {"auc": metrics.auc(labels, np.array([row[0] for row in aux_values["scores"]]))}
 
 
-def stars(targets: Answers, predictions: Sequence[str], aux_values: Mapping[str, Any]) -> dict[str, float]:
-    """RMSE and MAE of the expected number of stars, labels being 1, 2, ... in their order."""
-    probabilities = np.array(aux_values["scores"])
-    if not len(probabilities):
-        return {"rmse": 0.0, "mae": 0.0}
-    expected = probabilities @ np.arange(1, probabilities.shape[1] + 1)
-    ratings = np.array([float(answers[0]) for answers in targets])
-    return {"rmse": metrics.rmse(ratings, expected), "mae": metrics.mae(ratings, expected)}
+def stars(labels: Sequence[str]) -> Callable[..., dict[str, float]]:
+    """RMSE and MAE of the expected number of stars; the first of `labels` is one star, the next two, and so on."""
+
+    def stars(targets: Answers, predictions: Sequence[str], aux_values: Mapping[str, Any]) -> dict[str, float]:
+        probabilities = np.array(aux_values["scores"])
+        if not len(probabilities):
+            return {"rmse": 0.0, "mae": 0.0}
+        expected = probabilities @ np.arange(1, len(labels) + 1)
+        ratings = np.array([labels.index(answers[0]) + 1.0 for answers in targets])
+        return {"rmse": metrics.rmse(ratings, expected), "mae": metrics.mae(ratings, expected)}
+
+    return stars

@@ -51,8 +51,9 @@ def test_one_class_alone_says_nothing(answers):
 
 
 def test_errors_of_the_expected_stars():
-    """They are 3, 4.5 and 1; the ratings 5, 4.5 and 2."""
+    """They are 3, 4.5 and 1; the ratings 5, 4 and 2."""
+    of_words = stars(("one", "two", "three", "four", "five"))
     scores = [[0.2] * 5, [0, 0, 0, 0.5, 0.5], [1, 0, 0, 0, 0]]
-    found = stars([["5"], ["4.5"], ["2"]], ["3", "5", "1"], {"scores": scores})
-    assert found == pytest.approx({"rmse": math.sqrt((4 + 0 + 1) / 3), "mae": 1.0})
-    assert stars([], [], {"scores": []}) == {"rmse": 0.0, "mae": 0.0}
+    found = of_words([["five"], ["four"], ["two"]], ["three", "five", "one"], {"scores": scores})
+    assert found == pytest.approx({"rmse": math.sqrt((4 + 0.25 + 1) / 3), "mae": 3.5 / 3})
+    assert of_words([], [], {"scores": []}) == {"rmse": 0.0, "mae": 0.0}

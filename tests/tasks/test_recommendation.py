@@ -34,6 +34,10 @@ def rating_of(user, place):
     return 1 + (user + 2 * place) % 5
 
 
+def stars_of(user, place):
+    return ("one", "two", "three", "four", "five")[rating_of(user, place) - 1]
+
+
 def time_of(user, place):
     return 100 * place + user
 
@@ -155,8 +159,8 @@ def test_windows_show_what_was_taken_at_one_time_in_several_orders(given, tmp_pa
     assert sum(len(orders) == 2 for orders in seen.values()) > len(seen) / 2
     for (user, _), row in zip(windows(1), rows("rating", "train"), strict=True):
         text = row["rated"] + row["item"] + row["answer"]
-        stars = {int(item): int(star) for item, star in re.findall(r"<item_(\d+)>(\d)", text)}
-        assert stars and stars == {item: rating_of(user, place_of[user][item]) for item in stars}
+        stars = {int(item): star for item, star in re.findall(r"<item_(\d+)>([a-z]+)", text)}
+        assert stars and stars == {item: stars_of(user, place_of[user][item]) for item in stars}
 
 
 # What comes next
@@ -240,14 +244,14 @@ def test_similar_items_are_those_taken_soon_after(data, monkeypatch):
 
 def stars(user, first, last):
     """Items and their stars, one behind the other."""
-    return "".join(f"<item_{item_of(user, place)}>{rating_of(user, place)}" for place in range(first, last))
+    return "".join(f"<item_{item_of(user, place)}>{stars_of(user, place)}" for place in range(first, last))
 
 
 def test_rated_items_have_their_stars_behind_them(data):
     index = data.index
-    assert tasks.rated(index, [3, 9], [5.0, 2.5]) == "<item_3>5<item_9>3"
+    assert tasks.rated(index, [3, 9], [5.0, 2.5]) == "<item_3>five<item_9>three"
     assert tasks.rated(index, [], []) == "nothing"
-    assert items_in(tasks.rated(index, range(50), [1.0] * 50)) == list(range(30, 50))  # the last twenty
+    assert items_in(tasks.rated(index, range(50), [1.0] * 50)) == list(range(20, 50))  # the last thirty
 
 
 def test_what_is_liked_is_asked_after_the_rated_items_before(data):
@@ -260,13 +264,25 @@ def test_what_is_liked_is_asked_after_the_rated_items_before(data):
         assert rows("will_like", part) == [row(user, place) for user in range(USERS)]
 
 
+def test_a_row_of_training_has_only_some_of_a_users_ratings(data):
+    found = set()
+    for (user, place), row in zip(windows(1), rows("rating", "train"), strict=True):
+        items = items_in(row["rated"] + row["item"] + row["answer"])
+        everything = [item_of(user, each) for each in range(KNOWN)]
+        assert row["item"] == text([item_of(user, place)])
+        assert items == [item for item in everything if item in items]  # in their order
+        found.add(len(items) / KNOWN)
+    assert min(found) < 0.7 and max(found) == 1
+
+
 def test_ratings_follow_one_another_in_training(data, monkeypatch):
     monkeypatch.setattr(tasks, "RATED_AHEAD", 3)
+    monkeypatch.setattr(tasks, "KEPT_RATINGS", (1.0, 1.0))
     assert rows("rating", "train") == [
         {
             "rated": stars(user, 0, place) or "nothing",
             "item": text([item_of(user, place)]),
-            "answer": str(rating_of(user, place)) + stars(user, place + 1, min(place + 3, KNOWN)),
+            "answer": stars_of(user, place) + stars(user, place + 1, min(place + 3, KNOWN)),
         }
         for user, place in windows(1)
     ]
@@ -281,8 +297,8 @@ def test_a_held_out_rating_comes_where_training_has_the_last_of_an_answer(data, 
     for user, row in enumerate(rows("rating", part)):
         assert row["rated"] == (stars(user, 0, first) or "nothing")
         assert row["item"] == text([item_of(user, first)])
-        assert row["prefix"] + row["answer"] == str(rating_of(user, first)) + stars(user, first + 1, place + 1)
-        assert row["answer"] == str(rating_of(user, place))
+        assert row["prefix"] + row["answer"] == stars_of(user, first) + stars(user, first + 1, place + 1)
+        assert row["answer"] == stars_of(user, place)
 
 
 def test_titles_end_their_text_so_one_rating_is_asked_at_a_time(given, folder):
@@ -300,7 +316,7 @@ def test_labels_are_those_of_the_rows(data):
 
 
 def test_whole_stars_by_hand():
-    ratings = {0: "1", 0.5: "1", 1: "1", 1.4: "1", 1.5: "2", 3: "3", 4.5: "5", 5: "5"}
+    ratings = {0: "one", 0.5: "one", 1: "one", 1.4: "one", 1.5: "two", 3: "three", 4.5: "five", 5: "five"}
     assert {rating: tasks.whole_stars(rating) for rating in ratings} == ratings
     for wrong in (-1, 6, 100):
         with pytest.raises(UserError, match=f"^rating {wrong}: ratings are 0 to 5 stars here; scale them, or use"):
