@@ -59,7 +59,10 @@ def page(text: str) -> str:
     tables = {file.stem: table(json.loads(file.read_text())) for file in sorted(_FOLDER.glob("*.json"))}
     shown = {block[2] for block in _BLOCK.finditer(text)}
     if missing := shown ^ set(tables):
-        raise UserError(f"{', '.join(sorted(missing))}: stands in only one of {_PAGE.name} and {_FOLDER.name}/")
+        raise UserError(
+            f"{', '.join(sorted(missing))}: stands in only one of {_PAGE.name} and {_FOLDER.name}/; write its two "
+            "comments where the table belongs, or record it"
+        )
     return _BLOCK.sub(lambda block: f"{block[1]}{tables[block[2]]}{block[3]}", text)
 
 

@@ -41,7 +41,7 @@ from tasks import recommendation_wordings as wordings
 from tasks.recommendation_interests import Interest, common_interests, interests_of, phrases
 
 RATED_ITEMS = 30  # rated items in a prompt
-RATED_AHEAD = 24  # and in an answer, of an index that writes several
+RATED_AHEAD = 24  # and in an answer
 KEPT_RATINGS = (0.5, 1.0)  # least and most of a user's that a row of training is made of
 CANDIDATES = 20
 LOOKED_AT = 64  # items from a place on, of which those that fit an interest follow
@@ -260,12 +260,17 @@ def will_like_held_out(part: str) -> Iterable[Row]:
         yield {"rated": before, "item": knowledge.text([target]), "answer": yes_no(ratings[user][place])}
 
 
+def ratings_ahead() -> int:
+    """How many ratings an answer has; a title ends its text, so there it is one."""
+    return RATED_AHEAD if data().ahead > 1 else 1
+
+
 def rating_train() -> Iterable[Row]:
     """Rated items, one more, and as the answer its stars, the next item, its stars, and so on: many ratings a row.
 
     Of a drawn half to all of a user's ratings: by all of them a model would know the user, and learn answers by heart.
     """
-    knowledge, ahead = data().knowledge, RATED_AHEAD if data().ahead > 1 else 1
+    knowledge, ahead = data().knowledge, ratings_ahead()
     rng = np.random.default_rng(0)
     for items, stars_of, place in windows(1, rated=True):
         kept = rng.random(len(items)) < rng.uniform(*KEPT_RATINGS)
@@ -282,7 +287,7 @@ def rating_train() -> Iterable[Row]:
 
 def rating_held_out(part: str) -> Iterable[Row]:
     """As in training: asked for an item of some time ago, the decoder has rated the ones up to the target."""
-    ratings, knowledge, ahead = ratings_of(part), data().knowledge, RATED_AHEAD if data().ahead > 1 else 1
+    ratings, knowledge, ahead = ratings_of(part), data().knowledge, ratings_ahead()
     for user, items, target in cases(part):
         stars_of, first = ratings[user], max(len(items) - ahead + 1, 0)
         row = {

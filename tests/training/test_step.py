@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite import config as gin_config
-from t5x_lite.model import T5Config, attention
+from t5x_lite.model import T5Config, attention, products
 from t5x_lite.partitioning import Partitioner, make_partitioner
 from t5x_lite.training.optimizers import adafactor, adamw, adamw_rms_scaled
 from t5x_lite.training.schedules import learning_rate
@@ -85,6 +85,17 @@ def test_attention_in_parts_of_the_batch_leaves_losses_as_they_are(on_one_device
     found, _ = losses(ONE, dataclasses.replace(CONFIG, **layout))
     assert set(parts) == {16}
     np.testing.assert_allclose(found, on_one_device[0], rtol=2e-4)
+
+
+def test_fast_bfloat16_products_of_one_cpu_leave_losses_near_to_what_they_were(on_one_device, monkeypatch):
+    config, narrow, fast = dataclasses.replace(CONFIG, dtype="bfloat16"), products._narrow, []
+    monkeypatch.setattr(products, "_narrow", lambda *args: fast.append(args[-1]) or narrow(*args))
+    found, _ = losses(ONE, config)
+    assert {str(each) for each in fast} >= {"bfloat16"}
+    monkeypatch.setattr(products, "on_one_cpu", lambda: False)
+    widened, _ = losses(ONE, config)
+    np.testing.assert_allclose(found, widened, rtol=1e-2)
+    np.testing.assert_allclose(found[:, 0], on_one_device[0][:, 0], rtol=1e-2)
 
 
 def test_losses_differ_from_step_to_step_and_dropout_is_on(on_one_device):
