@@ -1,17 +1,20 @@
-"""Decoding against its peers in one call: transformers (PyTorch) and CTranslate2, on CPU, of one T5 v1.1 small.
+"""Decoding against its peers in one call, on CPU, of one T5 v1.1 small: T5X's way, transformers (PyTorch), CTranslate2.
 
-python -m benchmarks.decode [--rounds=7] [--case="greedy, batch 1"]
+python -m benchmarks.decode [--rounds=7] [--case="greedy, batch 1"] [--record]
 
 Random weights, the same in all; every engine is a process of its own on the same cores, and they take turns, so that
 a change of the machine's speed meets all of them. Prompts of 128 tokens, answers of exactly 32: no end of sequence
-comes. Needs `pip install ctranslate2` beside the test packages. Quote the ratios, not the seconds.
+comes. Needs `pip install ctranslate2` beside the test packages; T5X's way is benchmarks.t5x_style. Quote the ratios,
+not the seconds. `--record` keeps what was found (benchmarks.results).
 """
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.engines import Engine, in_process, in_turns, table_row
+from benchmarks import results
+from benchmarks.engines import Engine, in_process, in_turns, table_cells
 from t5x_lite import config
 
 CASES = {"greedy, batch 1": (1, 1), "greedy, batch 16": (16, 1), "beam 10, batch 1": (1, 10)}  # prompts, beams
@@ -23,6 +26,7 @@ def main(argv: list[str]) -> None:
     def flags(parser):
         parser.add_argument("--rounds", type=int, default=7)
         parser.add_argument("--case", action="append", choices=list(CASES), help="default: all")
+        parser.add_argument("--record", action="store_true", help="into benchmarks/results/ and RESULTS.md")
 
     args = config.parse_flags(argv, __doc__, flags)
     with tempfile.TemporaryDirectory() as folder:
@@ -30,11 +34,16 @@ def main(argv: list[str]) -> None:
         engines = {name: Engine(serve, folder) for name, serve in ENGINES.items()}
         print(f"T5 v1.1 small, {_PROMPT} tokens in, {_ANSWER} out, {_CORES} cores, median of {args.rounds} (min)")
         print(f"{'':20}" + "".join(f"{name:>26}" for name in engines))
+        seconds, rows = {}, {}
         for case in args.case or CASES:
             prompts, beams = CASES[case]
-            print(table_row(case, in_turns(engines, args.rounds, _prompts(prompts), beams)), flush=True)
+            seconds[case] = in_turns(engines, args.rounds, _prompts(prompts), beams)
+            rows[case] = table_cells(seconds[case])
+            print(f"{case:20}" + "".join(f"{cell:>26}" for cell in rows[case]), flush=True)
         for engine in engines.values():
             engine.close()
+    if args.record:
+        results.record("decode", ["benchmarks.decode", *argv], list(engines), rows, seconds)
 
 
 def _prompts(count: int) -> list[list[int]]:
@@ -73,7 +82,10 @@ def _write_model(folder: str) -> None:
 
 
 def _t5x_lite(folder: str):
+    from t5x_lite import host
+
     os.environ["JAX_PLATFORMS"] = "cpu"
+    host.keep_freed_memory()  # as `python -m t5x_lite.infer` does
     from t5x_lite import interop, partitioning
     from t5x_lite.decoding.generator import Generator
     from t5x_lite.decoding.options import Decoding
@@ -82,6 +94,25 @@ def _t5x_lite(folder: str):
     params = interop.load_model(source, source.config, partitioning.make_partitioner())
     generator = Generator(source.config, params, eos_id=-1)
     return lambda tokens, beams: generator.generate(tokens, Decoding(max_tokens=_ANSWER, beams=beams))
+
+
+def _t5x_style(folder: str):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import numpy as np
+
+    from benchmarks import t5x_style
+    from t5x_lite import interop, partitioning
+
+    source = interop.open_source(f"{folder}/model")
+    model = dataclasses.replace(source.config, scan_layers=False)
+    params = interop.load_model(source, model, partitioning.make_partitioner())
+
+    def generate(tokens, beams):
+        table = np.asarray(tokens, np.int32)
+        jax.device_get(t5x_style.generate(model, params, table, max_tokens=_ANSWER, beams=beams, eos_id=-1))
+
+    return generate
 
 
 def _transformers(folder: str):
@@ -127,6 +158,7 @@ def _ctranslate2_int8(folder: str):
 
 ENGINES = {
     "t5x_lite": _t5x_lite,
+    "T5X-style": _t5x_style,
     "transformers": _transformers,
     "CTranslate2 float32": _ctranslate2_float32,
     "CTranslate2 int8": _ctranslate2_int8,

@@ -52,12 +52,11 @@ def in_turns(engines: dict[str, Engine], rounds: int, *case: Any) -> dict[str, l
     return seconds
 
 
-def table_row(label: str, seconds: dict[str, list[float]], width: int = 20) -> str:
+def table_cells(seconds: dict[str, list[float]]) -> list[str]:
     """Medians, the least in brackets, and how many times as long as the first engine's."""
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(medians.values()))
-    cells = [f"{medians[name]:.3f} ({min(seconds[name]):.3f}) {medians[name] / first:5.2f}x" for name in seconds]
-    return f"{label:{width}}" + "".join(f"{cell:>26}" for cell in cells)
+    return [f"{medians[name]:.3f} ({min(seconds[name]):.3f}) {medians[name] / first:5.2f}x" for name in seconds]
 
 
 def in_process(function: Callable, *arguments: Any) -> None:

@@ -1,57 +1,79 @@
 """The input pipeline alone against the training that it feeds: real tokens a second of each, and their ratio.
 
-python benchmarks/pipeline.py --gin_file=gin/qa.gin --gin.MODEL_DIR=/tmp/pipeline
+python -m benchmarks.pipeline --gin_file=gin/qa.gin --gin.MODEL_DIR=/tmp/pipeline [--record]
+
+The pipeline is timed on one thread: windows, packing and features of tasks that SeqIO has tokenised once. `--record`
+keeps what was found (benchmarks.results).
 """
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from benchmarks import results
 from t5x_lite import config
+from t5x_lite.data.pipeline import Batch
 
 _BATCHES = 500
 _STEPS = 30
+_WARM = 5  # steps that are not counted
 
 
 def main(argv: list[str]) -> None:
-    config.parse(argv, __doc__)
+    def flags(parser):
+        parser.add_argument("--record", action="store_true", help="into benchmarks/results/ and RESULTS.md")
+
+    args = config.parse(argv, __doc__, flags)
     from t5x_lite.data.token_store import materialize
     from t5x_lite.training import loop
     from t5x_lite.training.run import prepare
-    from t5x_lite.training.state import init_state
 
     run = prepare(config.build("train"))
     began = time.perf_counter()
     stores = [materialize(task, "train", run.vocabulary, run.lengths) for task in run.tasks]
-    examples = sum(map(len, stores))
-    print(f"SeqIO once     {examples / (time.perf_counter() - began):12,.0f} examples/s ({examples:,} examples)")
+    tokenised = sum(map(len, stores)) / (time.perf_counter() - began)
 
     iterator = loop.make_iterator(run, stores)
-    batches = []
     began = time.perf_counter()
-    for _ in range(_BATCHES):
-        batches.append(next(iterator))
+    batches = [next(iterator) for _ in range(_BATCHES)]
     pipeline = sum(map(real_tokens, batches)) / (time.perf_counter() - began)
-    print(f"pipeline alone {pipeline:12,.0f} real tokens/s (windows, packing, features; one thread)")
+
+    seconds = _seconds_of_steps(run, batches[: _WARM + _STEPS])
+    training = statistics.mean(map(real_tokens, batches[_WARM : _WARM + _STEPS])) / statistics.median(seconds[_WARM:])
+    rows = {
+        "tokenising once, examples/s": [f"{tokenised:,.0f}"],
+        "pipeline alone, real tokens/s": [f"{pipeline:,.0f}"],
+        "training alone, real tokens/s": [f"{training:,.0f}"],
+        "ratio": [f"{pipeline / training:.0f}"],
+    }
+    for label, cells in rows.items():
+        print(f"{label:30}" + "".join(f"{cell:>14}" for cell in cells))
+    if args.record:
+        raw = {"tokenised": tokenised, "pipeline": pipeline, "steps": seconds}
+        results.record("pipeline", ["benchmarks.pipeline", *argv], [""], rows, raw)
+
+
+def _seconds_of_steps(run, batches: Sequence[Batch]) -> list[float]:
+    from t5x_lite.training import loop
+    from t5x_lite.training.state import init_state
 
     cfg = run.config
+    seconds = []
     with cfg.partitioner.context():
         state = init_state(run.model, cfg.optimizer, jax.random.key(0), cfg.partitioner)
         train_step = loop.train_step_of(run)
-        seconds = []
-        for batch in batches[:_STEPS]:
+        for batch in batches:
             began = time.perf_counter()
             state, _ = train_step(state, cfg.partitioner.global_batch(batch), {})
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
-    training = real_tokens(batches[0]) / statistics.median(seconds[5:])
-    print(f"training alone {training:12,.0f} real tokens/s (median of {_STEPS - 5} steps)")
-    print(f"ratio          {pipeline / training:12.1f}")
+    return seconds
 
 
-def real_tokens(batch: dict[str, np.ndarray]) -> int:
+def real_tokens(batch: Batch) -> int:
     return np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(batch["decoder_loss_weights"])
 
 

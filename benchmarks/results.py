@@ -24,6 +24,12 @@ from t5x_lite.files import write_whole
 _FOLDER = Path(__file__).parent / "results"
 _PAGE = Path(__file__).parent / "RESULTS.md"
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+_INSTRUCTIONS = {  # widest first
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 and bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2")
 
 
@@ -84,9 +90,12 @@ def _lines(*rows: Sequence[str]) -> list[str]:
 
 
 def _cpu() -> str:
-    """As Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """As Linux names it, and its widest instructions: machines of one name differ in them, and so in speed."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    said = {key.strip(): value.strip() for key, _, value in lines}
+    has = said.get("flags", "").split()
+    widest = next((name for flag, name in _INSTRUCTIONS.items() if flag in has), "")
+    return " with ".join(filter(None, [said.get("model name", platform.machine()), widest]))
 
 
 def _version(package: str) -> str | None:

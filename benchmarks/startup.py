@@ -1,9 +1,10 @@
 """How long commands take to start: with nothing compiled before, and with what the last one compiled.
 
-python -m benchmarks.startup --rounds=3
+python -m benchmarks.startup [--rounds=3] [--record]
 
 A new process each: `--help`; gin/qa.gin to its first step, as the run itself tells it, after a run that trained the
-vocabulary; and one answer of that run, by the whole command's wall time. Cold and warm ones take turns.
+vocabulary; and one answer of that run, by the whole command's wall time. Cold and warm ones take turns. `--record`
+keeps what was found (benchmarks.results).
 """
 
 import os
@@ -14,12 +15,14 @@ import sys
 import tempfile
 import time
 
+from benchmarks import results
 from t5x_lite import config
 
 
 def main(argv: list[str]) -> None:
     def flags(parser):
         parser.add_argument("--rounds", type=int, default=3)
+        parser.add_argument("--record", action="store_true", help="into benchmarks/results/ and RESULTS.md")
 
     args = config.parse_flags(argv, __doc__, flags)
     found: dict[str, list[float]] = {}
@@ -33,9 +36,13 @@ def main(argv: list[str]) -> None:
                 asked = ["infer", f"--model_dir={folder}/{number}_cold", "--prompt=What is the capital of France?"]
                 found.setdefault(f"infer, one answer, {state}", []).append(_seconds(asked, f"{kept}_of_infer"))
             found.setdefault("train --help", []).append(_seconds(["train", "--help"], kept))
-    print(f"{'seconds':30} {'median':>8} {'least':>8} {'most':>8}")
-    for name in sorted(found):
-        print(f"{name:30} {statistics.median(found[name]):8.2f} {min(found[name]):8.2f} {max(found[name]):8.2f}")
+    columns = {"median, s": statistics.median, "least": min, "most": max}
+    rows = {name: [f"{of(found[name]):.2f}" for of in columns.values()] for name in sorted(found)}
+    print(f"{'':30}" + "".join(f"{column:>10}" for column in columns))
+    for name, cells in rows.items():
+        print(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells))
+    if args.record:
+        results.record("startup", ["benchmarks.startup", *argv], list(columns), rows, found)
 
 
 def _train(folder: str, name: str, kept: str) -> float:
