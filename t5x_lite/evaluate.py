@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
         doors.process_flags(parser)
 
     args = config.parse_flags(argv, __doc__, flags)
+    host.keep_freed_memory()
     host.keep_compiled_programs()
     config.load_run(args.model_dir)
     from t5x_lite import processes

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
         doors.process_flags(parser)
 
     args = doors.parse_flags(argv, __doc__, flags)
+    host.keep_freed_memory()
     host.keep_compiled_programs()
     from t5x_lite.decoding import jobs
 

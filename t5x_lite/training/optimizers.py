@@ -10,6 +10,7 @@ import jax
 import optax
 
 from t5x_lite.model.names import name_of
+from t5x_lite.training.norms import clip_by_global_norm
 from t5x_lite.training.schedules import Schedule
 
 _SMALLEST_RMS = 1e-3  # a weight that starts at zero still moves
@@ -67,7 +68,7 @@ def adamw_rms_scaled(
 def _chain(
     clip_norm: float | None, inner: optax.GradientTransformation, weight_decay: float, learning_rate: Schedule
 ) -> optax.GradientTransformation:
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    clip = [clip_by_global_norm(clip_norm)] if clip_norm else []
     decay = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
     return optax.chain(*clip, inner, *decay, optax.scale_by_learning_rate(learning_rate))
 

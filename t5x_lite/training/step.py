@@ -12,6 +12,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.model import T5Config, bind, constrain
 from t5x_lite.partitioning import Partitioner
 from t5x_lite.training.losses import Losses, cross_entropy
+from t5x_lite.training.norms import global_norm
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.state import Params, TrainState, abstract_frozen, abstract_state
 from t5x_lite.training.trainable import Rules, join
@@ -59,7 +60,8 @@ def make_train_step(
         grads, losses = sum_gradients(jax.grad(loss_sum, has_aux=True), state.params, batch, key, microbatches)
         # Weights of all microbatches and devices together: parts with more tokens count for more.
         weight = jnp.maximum(losses.weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        share = 1.0 / weight  # XLA writes quotients out, and takes products into what follows
+        grads = jax.tree.map(lambda g: g * share, grads)
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -71,9 +73,9 @@ def make_train_step(
             "target_tokens": losses.weight,
             "input_tokens": jnp.sum(batch["encoder_input_tokens"] > 0).astype(jnp.float32),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": global_norm(grads),
+            "param_norm": global_norm(params),
+            "update_norm": global_norm(updates),
         }
         return TrainState(state.step + 1, params, opt_state, state.key_data), metrics
 

@@ -10,12 +10,12 @@ from t5x_lite.training.losses import cross_entropy
 LN2 = float(np.log(2))
 
 
-def test_two_tokens_that_are_equally_likely():
+def test_two_tokens_that_are_equally_likely_are_both_correct():
     losses = cross_entropy(jnp.zeros((1, 1, 2)), jnp.array([[1]]), jnp.ones((1, 1)), z_loss=0.1)
     assert losses.cross_entropy == pytest.approx(LN2)
     assert losses.z_loss == pytest.approx(0.1 * LN2**2)
     assert losses.total == pytest.approx(LN2 + 0.1 * LN2**2)
-    assert (losses.correct, losses.weight) == (0.0, 1.0)
+    assert (losses.correct, losses.weight) == (1.0, 1.0)
 
 
 def test_sums_over_weighted_positions_only():
