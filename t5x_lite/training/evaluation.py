@@ -19,6 +19,7 @@ from t5x_lite.data.metrics import normalize_answer
 from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.decoding.generator import Generator
 from t5x_lite.decoding.options import Decoding
+from t5x_lite.decoding.trie import build_trie
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.files import write_whole
 from t5x_lite.processes import is_main
@@ -134,10 +135,10 @@ def choose_labels(
     prefixes = [vocabulary.encode(example.get("prefix", "")) for example in examples.examples]
     if not any(prefixes):
         written = [[*label, vocabulary.eos_id] for label in written]
-    inputs = [tokens for tokens in examples.inputs for _ in written]
-    found = generator.score(inputs, [[*prefix, *label] for prefix in prefixes for label in written])
-    lengths = [len(label) for label in written] * len(prefixes)
-    totals = np.array([sum(s[-n:]) for s, n in zip(found, lengths, strict=True)]).reshape(-1, count)
+    # Labels are a catalogue of which all are found, so that what they share, inputs and prefixes, is read once.
+    every = Decoding(max_tokens=max(map(len, written)), beams=count, n_best=count)
+    found = generator.search(examples.inputs, build_trie(written), every, prefixes=prefixes)
+    totals = np.array([[label.score for label in sorted(labels_of)] for labels_of in found])
     weights = np.exp(totals - totals.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     return [labels.texts[row.argmax()] for row in totals], probabilities.tolist()

@@ -1,5 +1,6 @@
 """Scores by task and wording, on an evaluation set small enough to score by hand."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -12,10 +13,12 @@ from t5x_lite.data.pipeline import EvalSet, load_eval
 from t5x_lite.data.registry import register_task
 from t5x_lite.data.sources import Rows
 from t5x_lite.data.templates import InstructionTemplate
+from t5x_lite.decoding.generator import FoundItem, Generator
 from t5x_lite.decoding.trie import build_trie
 from t5x_lite.errors import UserError
 from t5x_lite.recommendation.task_metrics import ranking
 from t5x_lite.training import evaluation
+from tests.decoding.models import CONFIG, random_params
 from tests.recommendation import films
 
 
@@ -98,13 +101,16 @@ def probabilities(targets, predictions, aux_values):
     return {"first": aux_values["scores"][0][0], "last": aux_values["scores"][-1][-1]}
 
 
+TEXTS = ("yes", "no", "not at all")
+
+
 def opinions(name, rows):
     task = register_task(
         f"{name}_of_evaluation",
         Rows({"train": rows}),
         [InstructionTemplate("like", "Like {item}?", "{answer}")],
         metrics=[exact_match, probabilities],
-        answer_with=Labels(("yes", "no", "not at all")),
+        answer_with=Labels(TEXTS),
     )
     return load_eval(task, "train", vocabularies.byte(), {"inputs": 32, "targets": 16})
 
@@ -115,55 +121,46 @@ LONGER = opinions(
     "longer",
     [{"item": "tea", "answer": "yes", "prefix": ""}, {"item": "mud", "answer": "no", "prefix": "yes, and ink "}],
 )
-END = "\n"  # stands for the end of sequence here
 
 
 class Opinions:
-    """In place of a generator: log-probabilities by hand of what may come after an input, one a token."""
+    """In place of a generator: log-probabilities by hand of each label, best first, of what may come after an input."""
 
     def __init__(self, scores):
         self.scores = scores
 
-    def score(self, inputs, targets):
-        decode, eos = vocabularies.byte().decode, vocabularies.byte().eos_id
-        assert {tokens[-1] for tokens in inputs} == {eos}
-        ends = [END * (tokens[-1] == eos) for tokens in targets]
-        pairs = zip(map(decode, inputs), map(decode, targets), ends, strict=True)
-        return [self.scores[prompt, text + end] for prompt, text, end in pairs]
+    def search(self, inputs, trie, options, *, prefixes):
+        assert options.beams == options.n_best == 3
+        found = [self.scores[vocabularies.byte().decode(tokens)] for tokens in inputs]
+        return [sorted(map(FoundItem, range(3), scores), key=lambda item: -item.score) for scores in found]
 
 
-# In all 'tea' makes each label e^-1 likely, and 'mud' e^-1000, e^-1000 / 3 and e^-1000.
-ENDED = {
-    ("Like tea?", "yes\n"): [-0.5, -0.25, -0.25, 0.0],
-    ("Like tea?", "no\n"): [0.0, 0.0, -1.0],
-    ("Like tea?", "not at all\n"): [-0.125] * 8 + [0.0] * 3,
-    ("Like mud?", "yes\n"): [-9.0, -1.0, -990.0, 0.0],
-    ("Like mud?", "no\n"): [-500.0, -500.0, -np.log(3)],
-    ("Like mud?", "not at all\n"): [-100.0] * 10 + [0.0],
-}
-BEFORE = [-7.0] * len("yes, and ink ")
-GIVEN = {
-    ("Like tea?", "yes"): [-0.5, -0.25, -0.25],
-    ("Like tea?", "no"): [-1.0, 0.0],
-    ("Like tea?", "not at all"): [-0.125] * 8 + [0.0] * 2,
-    ("Like mud?", "yes, and ink yes"): [*BEFORE, -1.0, -1.0, 0.0],
-    ("Like mud?", "yes, and ink no"): [*BEFORE, -np.log(2), -2.0],
-    ("Like mud?", "yes, and ink not at all"): [*BEFORE, -992.0, *[-1.0] * 9],
-}
+# 'tea' makes each label e^-1 likely, and 'mud' e^-1000, e^-1000 / 3 and e^-1000.
+ENDED = {"Like tea?": [-1.0, -1.0, -1.0], "Like mud?": [-1000.0, -1000.0 - np.log(3), -1000.0]}
 
 
 def test_of_labels_the_likeliest_is_the_answer_and_their_probabilities_are_its_score():
-    """However unlikely all are, e^-1000 is no number; and with its end, without which 'no' begins 'not at all'."""
+    """However unlikely all are: e^-1000 is no number."""
     predictions, scores = evaluation.answer(BYTES, Opinions(ENDED), SHORT)
     assert predictions == ["yes", "yes"]  # the first of equal ones
     np.testing.assert_allclose(scores, [[1 / 3, 1 / 3, 1 / 3], [3 / 7, 1 / 7, 3 / 7]], rtol=1e-6)
 
 
-def test_labels_that_come_after_a_prefix_are_scored_alone():
-    """Neither what is before them nor that nothing more comes."""
-    predictions, scores = evaluation.answer(BYTES, Opinions(GIVEN), LONGER)
-    assert predictions == ["yes", "yes"]
-    np.testing.assert_allclose(scores, [[1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0.0]], rtol=1e-6)
+@pytest.mark.parametrize(("examples", "end"), [(SHORT, [vocabularies.byte().eos_id]), (LONGER, [])], ids=["", "prefix"])
+def test_labels_have_the_probability_that_the_model_gives_them(examples, end):
+    """With its end, without which 'no' begins 'not at all'; but after prefixes alone, what comes next left open."""
+    encode, eos = vocabularies.byte().encode, vocabularies.byte().eos_id
+    config = dataclasses.replace(CONFIG, vocab_size=512)
+    generator = Generator(config, random_params(config), eos_id=eos)
+    predictions, found = evaluation.answer(BYTES, generator, examples)
+    for tokens, example, probabilities, predicted in zip(
+        examples.inputs, examples.examples, found, predictions, strict=True
+    ):
+        prefix, labels = encode(example.get("prefix", "")), [[*encode(text), *end] for text in TEXTS]
+        scores = generator.score([tokens] * 3, [[*prefix, *label] for label in labels])
+        weights = np.exp([sum(each[len(prefix) :]) for each in scores])
+        np.testing.assert_allclose(probabilities, weights / weights.sum(), rtol=1e-4)
+        assert predicted == TEXTS[int(np.argmax(weights))]
 
 
 def test_probabilities_of_labels_reach_the_metrics():
