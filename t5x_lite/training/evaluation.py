@@ -138,7 +138,7 @@ def choose_labels(
     # Labels are a catalogue of which all are found, so that what they share, inputs and prefixes, is read once.
     every = Decoding(max_tokens=max(map(len, written)), beams=count, n_best=count)
     found = generator.search(examples.inputs, build_trie(written), every, prefixes=prefixes)
-    totals = np.array([[label.score for label in sorted(labels_of)] for labels_of in found])
+    totals = np.array([label.score for labels_of in found for label in sorted(labels_of)]).reshape(-1, count)
     weights = np.exp(totals - totals.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     return [labels.texts[row.argmax()] for row in totals], probabilities.tolist()

@@ -163,6 +163,11 @@ def test_labels_have_the_probability_that_the_model_gives_them(examples, end):
         assert predicted == TEXTS[int(np.argmax(weights))]
 
 
+def test_nothing_asked_is_nothing_answered():
+    nobody = dataclasses.replace(SHORT, inputs=[], examples=[])
+    assert evaluation.answer(BYTES, Opinions({}), nobody) == ([], [])
+
+
 def test_probabilities_of_labels_reach_the_metrics():
     found = evaluation.evaluate(BYTES, Opinions(ENDED), [SHORT], step=3, split="train")
     expected = {"exact_match": 0.5, "first": 1 / 3, "last": 3 / 7}
