@@ -16,7 +16,9 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +154,6 @@ def _t5x_lite(folder: str, dtype: str = "float32"):
     os.environ["JAX_PLATFORMS"] = "cpu"
     host.keep_freed_memory()  # as `python -m t5x_lite.train` does
     import jax
-    import jax.numpy as jnp
 
     from t5x_lite.model import T5Config
     from t5x_lite.partitioning import make_partitioner
@@ -168,26 +169,20 @@ def _t5x_lite(folder: str, dtype: str = "float32"):
     batch = dict(np.load(Path(folder, "batch.npz")))
     with partitioner.context():
         state = init_state(model, tx, jax.random.key(0), partitioner)
-    side = jnp.ones((_SIDE, _SIDE))
-    product = jax.jit(jnp.dot)
 
-    def run(what: str) -> None:
+    def train() -> Any:
         nonlocal state
-        if what == _PRODUCT:
-            product(side, side).block_until_ready()
-            return
         with partitioner.context():
             state, metrics = step(state, partitioner.global_batch(batch), {})
-            jax.block_until_ready((state, metrics))
+        return state, metrics
 
-    return run
+    return _asked_of_jax(train)
 
 
 def _t5x_style(folder: str):
     """With the memory allocator as it comes, since T5X sets nothing."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
-    import jax.numpy as jnp
     import optax
 
     from benchmarks import t5x_style
@@ -200,18 +195,23 @@ def _t5x_style(folder: str):
     del params  # it is donated with the state
     step = t5x_style.make_train_step(model, tx)
     batch = dict(np.load(Path(folder, "batch.npz")))
+
+    def train() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return state, metrics
+
+    return _asked_of_jax(train)
+
+
+def _asked_of_jax(train: Callable[[], Any]) -> Callable[[str], None]:
+    """An engine's answer to what it is asked: one step of `train`, or a product."""
+    import jax
+    import jax.numpy as jnp
+
     side = jnp.ones((_SIDE, _SIDE))
     product = jax.jit(jnp.dot)
-
-    def run(what: str) -> None:
-        nonlocal state
-        if what == _PRODUCT:
-            product(side, side).block_until_ready()
-            return
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run
+    return lambda what: jax.block_until_ready(product(side, side) if what == _PRODUCT else train())
 
 
 def _torch(folder: str, autocast: bool = False):
