@@ -60,6 +60,11 @@ def scores_all(trie: Trie, options: Decoding) -> bool:
     return len(trie.levels) > 1 and trie.capacity <= _EXACT_UP_TO * options.beams
 
 
+def is_exact(trie: Trie, options: Decoding) -> bool:
+    """Whether what `search` finds is sure to be the best: it scores every sequence, and is not a beam search."""
+    return len(trie.levels) == 1 or scores_all(trie, options)
+
+
 def constrained_search(
     model: T5,
     encoder_tokens: Int[Array, "B S"],

@@ -7,7 +7,7 @@ from t5x_lite.recommendation.recommender import Recommendations
 
 
 def as_json(found: Recommendations) -> str:
-    """One object: items, source and warnings."""
+    """One object: items, source, warnings, and whether the list is exact."""
     return json.dumps(dataclasses.asdict(found), ensure_ascii=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.decoding.buckets import power_of_two, range_of_buckets
+from t5x_lite.decoding.constrained import is_exact
 from t5x_lite.decoding.engine import Engine
 from t5x_lite.decoding.generator import FoundItem
 from t5x_lite.decoding.options import Decoding
@@ -71,11 +72,15 @@ class Recommendation:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendations:
-    """A list, best first. `source` is 'model', or 'popularity' where nothing is known of who asks."""
+    """A list, best first. `source` is 'model', or 'popularity' where nothing is known of who asks.
+
+    `exact` says that all items were scored, so that no better one was missed; else it was a beam search.
+    """
 
     items: tuple[Recommendation, ...]
     source: str
     warnings: tuple[str, ...] = ()
+    exact: bool = True
 
 
 class Recommender:
@@ -251,7 +256,7 @@ class Recommender:
         return generator.search(
             inputs,
             self._trie,
-            Decoding(max_tokens=1, beams=width, n_best=width),
+            _options(width),
             prefixes=prefixes,
             deny=deny,
             allow=allow,
@@ -272,6 +277,7 @@ class Recommender:
             tuple(self._item(rank, item, score, reasons.get(item, ())) for rank, (item, score) in enumerate(found, 1)),
             "model",
             self._warnings(request, len(found)),
+            is_exact(self._trie, _options(width_of(request.k))),
         )
 
     def _item(self, rank: int, item: int, score: float, reasons: Sequence[Reason] = ()) -> Recommendation:
@@ -382,3 +388,7 @@ class Recommender:
 def width_of(k: int) -> int:
     """The beams that a list of `k` items is searched with; lists of one width run together."""
     return next((width for width in _WIDTHS if k <= width), power_of_two(k))
+
+
+def _options(width: int) -> Decoding:
+    return Decoding(max_tokens=1, beams=width, n_best=width)

@@ -46,4 +46,5 @@ def test_json_has_all_of_it_in_one_line():
         ],
         "source": "model",
         "warnings": ["only 2 of 3 items are left", "another"],
+        "exact": True,
     }

@@ -105,6 +105,7 @@ def test_items_of_several_tokens_are_ranked_by_all_of_them(kind):
     for history, interests in ((HISTORY[:2], ""), (HISTORY, ""), ([], "horror"), (HISTORY[:3], "a comedy")):
         found = ours.recommend(history=[TITLES[item] for item in history], interests=interests, k=SIZE)
         check_ranking(found, scores(ours, history, interests), EVERYTHING - set(history), SIZE)
+        assert found.exact
 
 
 def test_few_beams_find_codes_that_are_left_and_their_own_scores():
@@ -113,6 +114,7 @@ def test_few_beams_find_codes_that_are_left_and_their_own_scores():
     assert set(numbers(found)) == left - {6, 8}  # 3 and 8 were taken
     np.testing.assert_allclose(scores_of(found), scores(ours, HISTORY)[numbers(found)], atol=2e-4)
     assert scores_of(found) == sorted(scores_of(found), reverse=True)
+    assert not found.exact
 
 
 def test_what_is_left_does_not_change_the_scores():
