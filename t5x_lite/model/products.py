@@ -2,7 +2,8 @@
 
 XLA on CPU (jaxlib 0.10) multiplies bfloat16 at up to twice float32's speed, but only to a float32 result, and for a
 kernel's gradient only where rows have two axes; any other product it widens to float32 first. A mesh of one CPU is
-served so; on several devices such gradients would gather kernels once more.
+served so; on several devices such gradients would gather kernels once more. A product's second operand it packs anew
+each time, which for a few rows and a large table takes longer than the product.
 """
 
 import functools
@@ -10,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_FEW_ROWS = 128  # up to so many, packing a table of 32,128 rows is most of the work
 
 
 def on_one_cpu() -> bool:
@@ -27,6 +30,15 @@ def product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"], float32: bool 
     rows = x.reshape(-1, x.shape[-1])
     wide = jnp.float32 if float32 else None
     return jnp.dot(rows, kernel.astype(x.dtype), preferred_element_type=wide).reshape(*x.shape[:-1], -1)
+
+
+def product_with_table(rows: Float[Array, "R D"], table: Float[Array, "V D"]) -> Float[Array, "R V"]:
+    """The dot product of each row with each row of the table in rows' type, summed in float32, which the result has."""
+    table = table.astype(rows.dtype)
+    if on_one_cpu() and 1 < rows.shape[0] <= _FEW_ROWS:
+        by_table_row = jnp.dot(table, rows.T, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(by_table_row).T  # without it XLA swaps the operands
+    return jnp.dot(rows, table.T, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

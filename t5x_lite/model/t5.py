@@ -30,6 +30,7 @@ from t5x_lite.model.layers import (
     remember,
 )
 from t5x_lite.model.lora import add_adapters
+from t5x_lite.model.products import product_with_table
 
 PAD_ID = 0
 
@@ -387,9 +388,8 @@ class T5(nnx.Module):
     @jax.named_scope("head")
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         if self.config.tie_embeddings:
-            table = self.token_embedder.embedding[...].astype(x.dtype)
             rows = (x * self.config.d_model**-0.5).reshape(-1, self.config.d_model)
-            logits = jnp.dot(rows, table.T, preferred_element_type=jnp.float32).reshape(*x.shape[:2], -1)
+            logits = product_with_table(rows, self.token_embedder.embedding[...]).reshape(*x.shape[:2], -1)
         else:
             logits = self.decoder.logits_dense(x, float32=True)
         # The rows that pad the table are no tokens: cut here, no softmax outside can give them weight.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.model import products
-from t5x_lite.model.products import product
+from t5x_lite.model.products import product, product_with_table
 
 RNG = np.random.default_rng(0)
 SHAPES = [(4, 6, 16), (1, 1, 16), (2, 3, 5, 16), (7, 16)]
@@ -51,6 +51,26 @@ def test_a_product_and_its_gradients(mesh, dtype, float32, shape, request):
     for each, true in zip(found, exactly(x, kernel, weight), strict=True):
         error = np.abs(np.asarray(each, np.float64) - true).max() / np.abs(true).max()
         assert error < (1e-6 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_with_a_table_and_its_gradients(dtype, rows, on_one_cpu):
+    x, table, weight = normal(rows, 16, dtype=dtype), normal(40, 16), normal(rows, 40)
+    out, transposed = jax.vjp(product_with_table, x, table)
+    d_x, d_table = transposed(weight)
+    wide = np.asarray(x, np.float64)
+    true = wide @ np.asarray(table).T, np.asarray(weight) @ np.asarray(table), np.asarray(weight).T @ wide
+    assert [each.dtype for each in (out, d_x, d_table)] == ["float32", dtype, "float32"]
+    for each, exact in zip((out, d_x, d_table), true, strict=True):
+        error = np.abs(np.asarray(each, np.float64) - exact).max() / np.abs(exact).max()
+        assert error < (1e-6 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize(("rows", "written"), [(4, "300,4"), (200, "200,300")])
+def test_for_a_few_rows_a_table_is_the_first_operand(rows, written, on_one_cpu):
+    text = jax.jit(product_with_table).lower(normal(rows, 16), normal(300, 16)).compile().as_text()
+    assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text) == [written]
 
 
 def test_float32_is_rounded_nowhere_on_its_way_to_a_kernels_gradient(on_one_cpu):
