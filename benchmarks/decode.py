@@ -5,11 +5,13 @@ python -m benchmarks.decode [--rounds=7] [--case="greedy, batch 1"] [--record]
 Random weights, the same in all; every engine is a process of its own on the same cores, and they take turns, so that
 a change of the machine's speed meets all of them. Prompts of 128 tokens, answers of exactly 32: no end of sequence
 comes. Needs `pip install ctranslate2` beside the test packages; T5X's way is benchmarks.t5x_style. Quote the ratios,
-not the seconds. `--record` keeps what was found (benchmarks.results).
+not the seconds. The bound is what float32 allows (`bound`), by a matrix product and by reading memory, both measured
+here. `--record` keeps what was found (benchmarks.results).
 """
 
 import dataclasses
 import os
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from t5x_lite import config
 
 CASES = {"greedy, batch 1": (1, 1), "greedy, batch 16": (16, 1), "beam 10, batch 1": (1, 10)}  # prompts, beams
 _PROMPT, _ANSWER = 128, 32
+_SIDE, _READ = 4096, 2**28  # of the matrices, and numbers read, that limits are measured by
 _CORES = len(os.sched_getaffinity(0))
 
 
@@ -33,17 +36,62 @@ def main(argv: list[str]) -> None:
         in_process(_write_model, folder)
         engines = {name: Engine(serve, folder) for name, serve in ENGINES.items()}
         print(f"T5 v1.1 small, {_PROMPT} tokens in, {_ANSWER} out, {_CORES} cores, median of {args.rounds} (min)")
-        print(f"{'':20}" + "".join(f"{name:>26}" for name in engines))
+        limits = _limits(args.rounds)
+        columns = [*engines, "t5x_lite, of the bound"]
+        print(f"{'':20}" + "".join(f"{name:>26}" for name in columns))
         seconds, rows = {}, {}
         for case in args.case or CASES:
             prompts, beams = CASES[case]
             seconds[case] = in_turns(engines, args.rounds, _prompts(prompts), beams)
-            rows[case] = table_cells(seconds[case])
+            share = statistics.median(seconds[case]["t5x_lite"]) / bound(prompts, beams, *limits)
+            rows[case] = [*table_cells(seconds[case]), f"{share:.2f}"]
             print(f"{case:20}" + "".join(f"{cell:>26}" for cell in rows[case]), flush=True)
         for engine in engines.values():
             engine.close()
     if args.record:
-        results.record("decode", ["benchmarks.decode", *argv], list(engines), rows, seconds)
+        raw = seconds | dict(zip(("flops a second", "bytes a second"), limits, strict=True))
+        results.record("decode", ["benchmarks.decode", *argv], columns, rows, raw)
+
+
+def bound(prompts: int, beams: int, flops: float, bandwidth: float) -> float:
+    """Seconds that a device of so many FLOP and bytes a second needs at least, in float32.
+
+    The encoder and the projection of its output take their operations. A step takes its operations, or the time to read
+    the decoder's weights, head included, the keys and values of all rows so far, and those of each prompt, which its
+    beams share.
+    """
+    from t5x_lite.model.flops import forward_flops  # jax, which engines import after they have set it up
+
+    config.load(["gin/models/flan_t5_small.gin"])
+    model = config.build("T5Config")
+    forward, rows = forward_flops(model, _PROMPT, 1), prompts * beams
+    a_layer = model.num_heads * model.head_dim
+    read = forward.encoder + forward.cross_kv + 4 * a_layer * model.num_encoder_layers * _PROMPT**2
+    total = prompts * read / flops
+    for step in range(1, _ANSWER + 1):
+        positions = model.num_decoder_layers * a_layer * (rows * step + prompts * _PROMPT)  # of keys, and of values
+        operations = rows * (forward.decoder + forward.head + 4 * a_layer * model.num_decoder_layers * (step + _PROMPT))
+        weights = (forward.decoder + forward.head) / 2
+        total += max(operations / flops, 4 * (weights + 2 * positions) / bandwidth)
+    return total
+
+
+def _limits(rounds: int) -> tuple[float, float]:
+    """FLOP and bytes a second of this machine, at their best."""
+    engine = {"limits": Engine(_torch_limits)}
+    product, read = (min(in_turns(engine, rounds, what)["limits"]) for what in ("product", "read"))
+    engine["limits"].close()
+    limits = 2 * _SIDE**3 / product, 4 * _READ / read
+    print(f"float32 products {limits[0] / 1e9:.0f} GFLOP/s, memory read at {limits[1] / 1e9:.0f} GB/s")
+    return limits
+
+
+def _torch_limits():
+    import torch
+
+    torch.set_num_threads(_CORES)
+    side, numbers = torch.ones(_SIDE, _SIDE), torch.ones(_READ)
+    return lambda what: side @ side if what == "product" else numbers.sum()
 
 
 def _prompts(count: int) -> list[list[int]]:
@@ -90,9 +138,9 @@ def _t5x_lite(folder: str):
     from t5x_lite.decoding.generator import Generator
     from t5x_lite.decoding.options import Decoding
 
-    source = interop.open_source(f"{folder}/model")
-    params = interop.load_model(source, source.config, partitioning.make_partitioner())
-    generator = Generator(source.config, params, eos_id=-1)
+    source, partitioner = interop.open_source(f"{folder}/model"), partitioning.local_partitioner()
+    params = interop.load_model(source, source.config, partitioner)
+    generator = Generator(source.config, params, eos_id=-1, partitioner=partitioner)
     return lambda tokens, beams: generator.generate(tokens, Decoding(max_tokens=_ANSWER, beams=beams))
 
 
